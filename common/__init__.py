@@ -1,0 +1,1 @@
+"""What device and server share: numpy and msgpack, never torch."""

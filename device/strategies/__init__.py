@@ -1,0 +1,1 @@
+"""The device's half of every strategy: one file each, none importing another."""

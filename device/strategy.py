@@ -1,0 +1,110 @@
+"""The device's contract: Frame, Plan, Answer, Strategy.
+
+A strategy is a generator: it yields a Query, is sent the Result, and returns an Answer. One
+round, two rounds, and no round at all are the same thing. What goes wrong while a query is out
+(`Refused`, `Unavailable`) is thrown into the generator, so falling back is an ordinary `except`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from common.messages import Query, Result
+
+Pixels = npt.NDArray[np.uint8]
+LocalModel = Callable[[Pixels], npt.NDArray[np.float32]]
+"""uint8 [H, W, 3] -> probabilities float32 [classes]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture. `pixels`: uint8 [H, W, 3] RGB at the profile's input size.
+
+    `captured`: seconds on `time.monotonic`, from which the deadline runs.
+    """
+
+    index: int
+    name: str
+    pixels: Pixels
+    captured: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one frame is to be answered: a strategy, its parameters, its deadline.
+
+    `params` override the profile's for this strategy. `deadline_ms` runs from `captured`;
+    None: for ever.
+    """
+
+    strategy: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    deadline_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is in a frame, where that was found out and what it cost.
+
+    A strategy fills the first group (`Answer.of`), the pipeline the second.
+    bytes_*: whole packets of all rounds. `degraded`: None, or why this is not the best answer.
+    `error`: None, or why there is no label.
+    """
+
+    label: str | None
+    prob: float
+    top: tuple[tuple[str, float], ...]
+    source: str
+    strategy: str
+    rounds: int
+    degraded: str | None = None
+    error: str | None = None
+
+    frame: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    latency_ms: float = 0.0
+    device_ms: float = 0.0
+    server_ms: float = 0.0
+    deadline_met: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        probabilities: npt.NDArray[np.float32],
+        classes: Sequence[str],
+        *,
+        strategy: str,
+        source: str,
+        rounds: int,
+        degraded: str | None = None,
+        top: int = 5,
+    ) -> Answer:
+        """The answer that `probabilities` [classes] give."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        best = tuple((classes[i], float(probabilities[i])) for i in order)
+        return cls(
+            label=best[0][0],
+            prob=best[0][1],
+            top=best,
+            source=source,
+            strategy=strategy,
+            rounds=rounds,
+            degraded=degraded,
+        )
+
+
+Conversation = Generator[Query, Result, Answer]
+
+
+class Strategy(Protocol):
+    """One way to answer a frame."""
+
+    def infer(self, frame: Frame, plan: Plan) -> Conversation:
+        """Answer `frame`; may raise Refused or Unavailable where it has nothing to fall back on."""
+        ...

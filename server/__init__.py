@@ -1,0 +1,1 @@
+"""The strong side: recovers, classifies, asks for more."""

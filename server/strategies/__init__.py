@@ -1,0 +1,1 @@
+"""The server's half of every strategy: one file each, none importing another."""

@@ -1,0 +1,70 @@
+"""The server's contract: Work, Memory, Strategy(prepare, forward).
+
+`prepare` runs on the CPU in the session and may refuse one query without harming its neighbours;
+`forward` runs works of one batch key on the accelerator's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from common.messages import Query
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One query made ready: works of equal `key` (strategy first) may share a forward.
+
+    `arrays`: what forward needs; `remembered`: what the first round left in memory.
+    """
+
+    key: tuple[Hashable, ...]
+    arrays: Arrays
+    params: Mapping[str, Any] = field(default_factory=dict)
+    remembered: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What forward made of one Work: becomes a Result.
+
+    `probabilities`: float32 [classes]. `wants`: bitmap of patches asked for. `remember`: kept in
+    the session's memory under the query's id for a second round (`size` bytes), or None.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    wants: bytes | None = None
+    remember: Any = None
+    size: int = 0
+    degraded: str | None = None
+
+
+class Memory(Protocol):
+    """What a session remembers of its frames between rounds: bounded, expiring."""
+
+    def recall(self, id: int) -> Any:
+        """What round one left under its query's id, once. Raises Refused("forgotten")."""
+        ...
+
+
+class Strategy(Protocol):
+    """One way to serve a query."""
+
+    def prepare(self, query: Query, memory: Memory) -> Work:
+        """Decode and check one query. Raises Refused("bad" | "forgotten", ...)."""
+        ...
+
+    def forward(self, works: Sequence[Work]) -> Sequence[Outcome]:
+        """Run works of one key on the accelerator; one Outcome each, in order."""
+        ...
+
+    def warm(self) -> None:
+        """Run every shape once, so that the first query is not slow."""
+        ...
