@@ -1,0 +1,129 @@
+"""A profile small enough for tests: true file layout, random weights, 16 patches, 4 classes.
+
+    profile = load(tiny(tmp_path))        # common.profile.load
+    frame = picture(profile, seed=3)      # uint8 [64, 64, 3]
+
+Its classifier is random, so its answers mean nothing; but they are the same for the same seed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.profile import FORMAT, Profile, sha256
+
+CLASSES = ("ant", "bee", "cat", "dog")
+SIDE, PATCH = 64, 16
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "raw": {"codec": "lz4"},
+    "jpeg": {"quality": 75, "scale": 1.0},
+    "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
+    "local": {"model": "device/local.onnx"},
+}
+
+
+def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
+    """Make the profile "tiny" in `directory` / "tiny" and return that path.
+
+    `strategies` replace or add to the parameters in `STRATEGIES`, by name.
+    """
+    root = directory / "tiny"
+    (root / "weights").mkdir(parents=True)
+    (root / "device").mkdir()
+    models = _models(root, seed)
+    _local(root / "device" / "local.onnx", seed)
+    files = ["device/local.onnx"]
+    document = {
+        "format": FORMAT,
+        "name": "tiny",
+        "task": "image-classification",
+        "classes": CLASSES,
+        "input": {"height": SIDE, "width": SIDE, "channels": 3, "patch": PATCH},
+        "models": {
+            key: {**model, "sha256": sha256(root / model["file"])} for key, model in models.items()
+        },
+        "strategies": {**STRATEGIES, **strategies},
+        "device": {
+            "files": [
+                {"path": f, "sha256": sha256(root / f), "size": (root / f).stat().st_size}
+                for f in files
+            ]
+        },
+        "made": {"seed": seed},
+    }
+    (root / "profile.json").write_text(json.dumps(document, indent=2))
+    return root
+
+
+def picture(profile: Profile, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """A smooth random frame uint8 [H, W, 3] of the profile's input size."""
+    shape = profile.manifest.input
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (4, 4, shape.channels))
+    tile = (-(-shape.height // 4), -(-shape.width // 4), 1)
+    ramp = np.linspace(0, 40, shape.width)[None, :, None]
+    full = np.kron(coarse, np.ones(tile))[: shape.height, : shape.width] * 0.8 + ramp
+    return np.ascontiguousarray(full.astype(np.uint8))
+
+
+def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
+    import torch
+    from safetensors.torch import save_file
+
+    from server.models.mae import MAEConfig, MaskedAutoencoder
+    from server.models.vit import VisionTransformer, ViTConfig
+
+    vit = ViTConfig(dim=16, depth=2, heads=2, classes=len(CLASSES), image=SIDE, patch=PATCH)
+    mae = MAEConfig(
+        dim=16,
+        depth=1,
+        heads=2,
+        decoder_dim=16,
+        decoder_depth=1,
+        decoder_heads=2,
+        image=SIDE,
+        patch=PATCH,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classifier, recovery = VisionTransformer(vit), MaskedAutoencoder(mae)
+        torch.nn.init.normal_(classifier.head.weight, std=1.0)  # so that frames differ in class
+    save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
+    save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
+    return {
+        "classifier": {"kind": "vit", "file": "weights/vit.safetensors", "config": asdict(vit)},
+        "recovery": {"kind": "mae", "file": "weights/mae.safetensors", "config": asdict(mae)},
+    }
+
+
+def _local(path: Path, seed: int) -> None:
+    """A model of the mean colour: "frame" uint8 [1, H, W, 3] -> "probabilities" float32 [1, C]."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    random = np.random.default_rng(seed)
+    weight = (random.standard_normal((3, len(CLASSES))) / 32).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["frame"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "local",
+        [helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [1, len(CLASSES)])],
+        [
+            numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "axes"),
+            numpy_helper.from_array(weight, "weight"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
