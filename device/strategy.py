@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from common.codec import decode
+from common.errors import ProtocolError
 from common.messages import Query, Result
 
 Pixels = npt.NDArray[np.uint8]
@@ -98,12 +100,38 @@ class Answer:
             degraded=degraded,
         )
 
+    @classmethod
+    def of_result(
+        cls, result: Result, classes: Sequence[str], *, strategy: str, rounds: int
+    ) -> Answer:
+        """The answer in a server's result. Raises ProtocolError if it holds none."""
+        try:
+            probabilities = decode(result.tensors["probabilities"])
+        except (KeyError, ValueError) as error:
+            raise ProtocolError(f"a result without probabilities: {error}") from None
+        if probabilities.shape != (len(classes),) or not np.isfinite(probabilities).all():
+            raise ProtocolError(f"a result whose probabilities are not {len(classes)} numbers")
+        return cls.of(
+            probabilities,
+            classes,
+            strategy=strategy,
+            source=result.source,
+            rounds=rounds,
+            degraded=result.degraded,
+        )
+
 
 Conversation = Generator[Query, Result, Answer]
 
 
 class Strategy(Protocol):
-    """One way to answer a frame."""
+    """One way to answer a frame.
+
+    `heavy`: its steps compute for long, so they run in the worker thread, off the event loop.
+    """
+
+    @property
+    def heavy(self) -> bool: ...
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
         """Answer `frame`; may raise Refused or Unavailable where it has nothing to fall back on."""

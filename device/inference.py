@@ -1,0 +1,55 @@
+"""A model file as one callable, whichever runtime reads it. Runtimes are imported on first use.
+
+A device model takes "frame" uint8 [1, H, W, 3] and gives "probabilities" float32 [1, classes].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ConfigError
+from device.strategy import LocalModel, Pixels
+
+THREADS = 1
+"""A device has few cores and other work; one thread also makes its CPU time easy to account."""
+
+
+def load(path: Path) -> LocalModel:
+    """The model in `path` (.onnx). Raises ConfigError: no runtime, unknown kind, not that model."""
+    if path.suffix != ".onnx":
+        raise ConfigError(f"{path.name}: a local model is an .onnx file")
+    return _onnx(path)
+
+
+def _onnx(path: Path) -> LocalModel:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError(
+            "the local model needs ONNX Runtime: pip install 'offboard[device-onnx]' "
+            "(or pip install onnxruntime)"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.inter_op_num_threads = THREADS
+    options.log_severity_level = 3
+    try:
+        session: Any = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's own classes share no public root
+        raise ConfigError(f"{path.name} cannot be loaded by ONNX Runtime: {error}") from None
+    inputs = [each.name for each in session.get_inputs()]
+    outputs = [each.name for each in session.get_outputs()]
+    if inputs != ["frame"] or "probabilities" not in outputs:
+        raise ConfigError(f"{path.name} maps {inputs} to {outputs}, not 'frame' to 'probabilities'")
+
+    def model(pixels: Pixels) -> npt.NDArray[np.float32]:
+        (probabilities,) = session.run(["probabilities"], {"frame": pixels[None]})
+        return np.asarray(probabilities[0], dtype=np.float32)
+
+    return model

@@ -1,0 +1,56 @@
+"""What the link can do, as the last exchanges showed it. Pure: `now` is an argument.
+
+Throughput B is the harmonic mean of the last ten transfers, with the server's own time taken out
+of the round trip (DeepCOD, section 4.4, eq. 14). Latency must not read as low bandwidth: the
+least round trip of small exchanges is taken out as well.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+TRANSFERS = 10
+SMALL = 2048
+"""Bytes, both ways, up to which an exchange tells the latency rather than the throughput."""
+MEMORY = 60.0
+"""Seconds after which a round trip is forgotten: a device moves."""
+FASTEST = 1.25e9
+"""Bytes per second beyond which no claim is made: the clock decides there, not the link."""
+
+
+@dataclass(slots=True)
+class Link:
+    """The estimate of one link."""
+
+    _transfers: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=TRANSFERS))
+    _trips: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=256))
+
+    def record(self, now: float, size: int, seconds: float, server_seconds: float = 0.0) -> None:
+        """One exchange: `size` bytes both ways in `seconds`, of which the server took a part."""
+        net = max(seconds - server_seconds, 1e-6)
+        if size <= SMALL:
+            self._trips.append((now, net))
+        else:
+            self._transfers.append((size, net))
+
+    def rtt(self, now: float) -> float | None:
+        """Seconds of an empty round trip; None until one small exchange is known.
+
+        No more than the shortest transfer, which took at least one round trip too.
+        """
+        recent = [net for at, net in self._trips if now - at <= MEMORY]
+        if not recent:
+            return None
+        return min(recent + [net for _, net in self._transfers])
+
+    def throughput(self, now: float) -> float | None:
+        """Bytes per second; None until one transfer is known.
+
+        Without a small exchange the round trip counts as transfer time: an underestimate.
+        """
+        if not self._transfers:
+            return None
+        rtt = self.rtt(now) or 0.0
+        spent = [max(net - rtt, size / FASTEST) / size for size, net in self._transfers]
+        return len(spent) / sum(spent)

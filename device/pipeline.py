@@ -1,0 +1,272 @@
+"""Frame -> plan -> strategy -> answer. Every frame gets one, in time, and it says how good it is.
+
+server answers                          the strategy's answer
+round two fails                         round one's, degraded (the strategy sees to it)
+no answer, the profile has a local model    the local model's, degraded
+no answer, no local model               an explicit error, before the deadline
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from common import registry
+from common.client import Reply
+from common.errors import ConfigError, ProtocolError, Refused, Unavailable
+from common.messages import Query
+from device.bundle import Bundle
+from device.cost import Cost, Timed
+from device.link import Link
+from device.planner import LOCAL, STRATEGIES, Planner
+from device.strategy import Answer, Conversation, Frame, Plan, Strategy
+
+log = logging.getLogger("offboard.device")
+
+ANSWER_WAIT = 60.0
+"""Seconds that a query without a deadline may take: nothing waits for ever."""
+FIRST_LOCAL = 1.0
+"""Seconds assumed for the local model until it has run once: it must be loaded, too."""
+PAUSE = 0.05
+"""Seconds before a refused query is tried again, doubled each time."""
+
+
+class Asker(Protocol):
+    """What the pipeline needs of `common.client.Client`."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def ask(self, query: Query, deadline: float | None = None) -> Reply:
+        """Raises Refused or Unavailable. `deadline`: seconds from now."""
+        ...
+
+    async def wait_connected(self, timeout: float) -> None:
+        """Raises Unavailable."""
+        ...
+
+
+class Pipeline:
+    """Answers the frames of one profile.
+
+    `patience`: seconds after the link went down (`down_since`, on `time.monotonic`, None while
+    it is up) that frames which no local model can answer still wait for it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        planner: Planner,
+        client: Asker,
+        worker: Executor,
+        *,
+        patience: float,
+        link: Link,
+    ) -> None:
+        self.bundle = bundle
+        self.planner = planner
+        self.link = link
+        self.down_since: float | None = None
+        self._client = client
+        self._worker = worker
+        self._patience = patience
+        self._strategies: dict[str, Strategy] = {}
+        self._local_seconds = FIRST_LOCAL
+        self._local_broken: str | None = None
+
+    async def prepare(self) -> None:
+        """Make the chosen strategy. Raises ConfigError or Unavailable if it cannot work here.
+
+        While the server is away, the local model too: the first frame should not wait for it.
+        """
+        await self._strategy(self.planner.strategy)
+        if not self._client.connected and self._has_local:
+            try:
+                await self._strategy(LOCAL)
+            except ConfigError as error:
+                self._no_local(error)
+
+    async def answer(self, frame: Frame) -> Answer:
+        """The answer to `frame`. Raises nothing but CancelledError."""
+        cost = Cost()
+        plan = self.planner.plan(connected=self._client.connected, local=self._has_local)
+        try:
+            answer = await self._answer(frame, plan, cost)
+        except (Refused, Unavailable) as error:
+            answer = failed(_text(error), strategy=plan.strategy)
+        except ProtocolError as error:
+            log.error("frame %s: the server's answer is unusable: %s", frame.name, error)
+            answer = failed(f"protocol: {error}", strategy=plan.strategy)
+        except Exception as error:
+            log.exception("frame %s: strategy %s failed", frame.name, plan.strategy)
+            answer = failed(f"internal error: {error!r}", strategy=plan.strategy)
+        return cost.stamp(answer, frame, plan, time.monotonic())
+
+    @property
+    def _has_local(self) -> bool:
+        return self._local_broken is None and self.bundle.can(LOCAL)
+
+    async def _answer(self, frame: Frame, plan: Plan, cost: Cost) -> Answer:
+        limit = None
+        if plan.deadline_ms is not None:
+            whole = plan.deadline_ms / 1000.0
+            limit = frame.captured + whole - min(0.01, whole / 20)
+        if plan.strategy == LOCAL:
+            answer = await self._local(frame, limit, cost)
+            if self.planner.strategy != LOCAL:
+                answer = replace(answer, degraded="server unavailable: not connected")
+            return answer
+        until = limit
+        if plan.deadline_ms is not None and limit is not None and self._has_local:
+            # Leave the local model its time, but never more than half of the frame's.
+            until = limit - min(self._local_seconds * 1.25, plan.deadline_ms / 2000.0)
+        try:
+            return await self._remote(frame, plan, cost, until, limit)
+        except (Refused, Unavailable) as error:
+            if not self._has_local:
+                raise
+            try:
+                answer = await self._local(frame, limit, cost)
+            except Unavailable as second:
+                raise Unavailable(f"{error}; and {second}") from None
+            return replace(answer, degraded=f"server {_text(error)}")
+
+    async def _remote(
+        self, frame: Frame, plan: Plan, cost: Cost, until: float | None, limit: float | None
+    ) -> Answer:
+        """The server's answer, tried again while that is worth it and there is time.
+
+        With a local model it never is: that answers at once. Without one, a frame waits for a
+        link that went down less than `patience` seconds ago, and for a busy server.
+        """
+        pause = PAUSE
+        last = until
+        while True:
+            try:
+                return await self._converse(frame, plan, cost, until, limit)
+            except (Refused, Unavailable) as error:
+                if self._has_local or (isinstance(error, Refused) and not error.retryable):
+                    raise
+                now = time.monotonic()
+                since = now if self.down_since is None else self.down_since
+                last = min(last or since + self._patience, since + self._patience)
+                if now + pause >= last:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 1.0)
+                if not self._client.connected:
+                    await self._client.wait_connected(last - time.monotonic())
+
+    async def _converse(
+        self, frame: Frame, plan: Plan, cost: Cost, until: float | None, limit: float | None
+    ) -> Answer:
+        """Drive one conversation. Round one must be back at `until`, the others at `limit`."""
+        strategy = await self._strategy(plan.strategy)
+        steps = strategy.infer(frame, plan)
+        move: Callable[[], Query] = partial(next, steps)
+        try:
+            while True:
+                outcome = await self._step(strategy, move, cost)
+                if isinstance(outcome, Answer):
+                    return outcome
+                try:
+                    result = await self._ask(outcome, until, cost)
+                except (Refused, Unavailable) as error:
+                    move = partial(steps.throw, error)
+                else:
+                    move = partial(steps.send, result)
+                until = limit
+        finally:
+            # Cancelled amid a heavy step, the generator still runs in the worker's thread.
+            if not strategy.heavy:
+                steps.close()
+
+    async def _ask(self, query: Query, until: float | None, cost: Cost) -> Any:
+        left = ANSWER_WAIT if until is None else until - time.monotonic()
+        if left <= 0:
+            raise Unavailable("the deadline passed before the query was sent")
+        reply = await Timed(self._client.ask(query, deadline=left), cost)
+        cost.add(reply)
+        self.link.record(
+            time.monotonic(),
+            reply.bytes_up + reply.bytes_down,
+            reply.elapsed_ms / 1000.0,
+            reply.result.server_ms / 1000.0,
+        )
+        return reply.result
+
+    async def _step(
+        self, strategy: Strategy, move: Callable[[], Query], cost: Cost
+    ) -> Query | Answer:
+        if not strategy.heavy:
+            return _advance(move, cost)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, _advance, move, cost)
+
+    async def _strategy(self, name: str) -> Strategy:
+        if name not in self._strategies:
+            module = registry.load(STRATEGIES, name)
+            loop = asyncio.get_running_loop()
+            made = await loop.run_in_executor(self._worker, module.create, self.bundle)
+            self._strategies.setdefault(name, made)
+        return self._strategies[name]
+
+    def _no_local(self, error: ConfigError) -> None:
+        self._local_broken = str(error)
+        log.error("no local answers: %s", error)
+
+    async def _local(self, frame: Frame, limit: float | None, cost: Cost) -> Answer:
+        """The local model's answer. Raises Unavailable at `limit`, or where it cannot run."""
+        left = ANSWER_WAIT if limit is None else limit - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                strategy = await self._strategy(LOCAL)
+                started = time.monotonic()
+                steps = strategy.infer(frame, Plan(LOCAL))
+                answer = await self._step(strategy, partial(_first, steps), cost)
+        except TimeoutError:
+            raise Unavailable("the local model did not finish in time") from None
+        except ConfigError as error:
+            self._no_local(error)
+            raise Unavailable(f"no local answer: {error}") from None
+        if not isinstance(answer, Answer):
+            raise TypeError("the local strategy asked a server")
+        seconds = time.monotonic() - started
+        if self._local_seconds == FIRST_LOCAL:
+            self._local_seconds = seconds
+        self._local_seconds = max(seconds, 0.9 * self._local_seconds)
+        return answer
+
+
+def failed(error: str, *, strategy: str, frame: str = "") -> Answer:
+    """An answer that says why there is none."""
+    return Answer(
+        None, 0.0, (), "device", strategy, 0, error=error, frame=frame, deadline_met=False
+    )
+
+
+def _first(steps: Conversation) -> Query:
+    return next(steps)
+
+
+def _advance(move: Callable[[], Query], cost: Cost) -> Query | Answer:
+    """One step of a conversation: its next query, or its answer."""
+    started = time.thread_time()
+    try:
+        return move()
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+    finally:
+        cost.device_ms += (time.thread_time() - started) * 1000.0
+
+
+def _text(error: Refused | Unavailable) -> str:
+    kind = "refused" if isinstance(error, Refused) else "unavailable"
+    return f"{kind}: {error}"

@@ -1,0 +1,129 @@
+"""Where pictures come from: folder, file, pattern, video, camera, standard input.
+
+A source yields `Shot`s: a name and bytes (or a path, or pixels) not decoded yet, so that a live
+source can drop a shot before anything was spent on it. Reading blocks: `feed` does it in a thread.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from common.errors import ConfigError
+from device import picture
+from device.splitter import Splitter
+from device.strategy import Frame, Pixels
+
+PICTURES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+)
+STREAMS = frozenset((".mjpeg", ".mjpg"))
+VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"))
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One picture not decoded yet.
+
+    `captured`: seconds on `time.monotonic` when a camera took it; None for stored pictures,
+    whose deadline runs from the moment they are in memory.
+    """
+
+    index: int
+    name: str
+    data: bytes | Path | Pixels
+    captured: float | None = None
+
+    def frame(self, height: int, width: int) -> Frame:
+        """Decode and fit to the size. Raises ValueError or OSError with a text for people."""
+        if isinstance(self.data, bytes | Path):
+            pixels = picture.load(self.data, height, width)
+        else:
+            pixels = picture.fit(self.data, height, width)
+        captured = time.monotonic() if self.captured is None else self.captured
+        return Frame(self.index, self.name, pixels, captured)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A stream of shots. `length`: how many, None if that cannot be known.
+
+    `live`: only the newest shot is worth anything; otherwise none may be dropped.
+    """
+
+    shots: Callable[[], Iterator[Shot]]
+    length: int | None = None
+    live: bool = False
+
+
+def open_source(text: str) -> Source:
+    """The source that `text` names. Raises ConfigError saying what was expected."""
+    if text == "-":
+        return Source(lambda: split_stream(sys.stdin.buffer))
+    if text.startswith("camera:"):
+        from device import camera
+
+        return camera.open_camera(text)
+    path = Path(text)
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
+        if not found:
+            raise ConfigError(f"there is no picture under {text} ({_suffixes()})")
+        return of_files(sorted(found), path)
+    if path.is_file():
+        suffix = path.suffix.lower()
+        if suffix in STREAMS:
+            return Source(lambda: _stored_stream(path))
+        if suffix in VIDEOS:
+            from device import camera
+
+            return camera.open_video(path)
+        return of_files([path], path.parent)
+    matches = sorted(Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207
+    files = [match for match in matches if match.is_file()]
+    if files:
+        return of_files(files, None)
+    raise ConfigError(
+        f"--source {text!r} is nothing that exists: give a folder, a file, a quoted pattern, "
+        "camera:N, or - for pictures on standard input"
+    )
+
+
+def of_files(files: Sequence[Path], root: Path | None) -> Source:
+    """Stored pictures in the given order, named relative to `root` if there is one."""
+
+    def shots() -> Iterator[Shot]:
+        for index, path in enumerate(files):
+            name = path if root is None else path.relative_to(root)
+            yield Shot(index, str(name), path)
+
+    return Source(shots, len(files))
+
+
+def split_stream(stream: BinaryIO) -> Iterator[Shot]:
+    """The pictures written one after another to `stream`, named by their number."""
+    splitter = Splitter()
+    index = 0
+    # read1 gives what is there: a picture must not wait for the next one to fill a buffer.
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    while data := read(_CHUNK):
+        for each in splitter.feed(data):
+            yield Shot(index, str(index), each)
+            index += 1
+    if rest := splitter.rest():
+        yield Shot(index, str(index), rest)
+
+
+def _stored_stream(path: Path) -> Iterator[Shot]:
+    with path.open("rb") as stream:
+        yield from split_stream(stream)
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(PICTURES))

@@ -1,0 +1,35 @@
+"""A small model on the device itself: no bytes, no server, and the answer of last resort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from device import inference
+from device.bundle import Bundle
+from device.params import Param
+from device.strategy import Answer, Conversation, Frame, LocalModel, Plan
+
+NAME = "local"
+PARAMS: dict[str, Param] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Answers by `model` alone."""
+
+    classes: tuple[str, ...]
+    model: LocalModel
+    heavy: bool = True
+
+    def infer(self, frame: Frame, plan: Plan) -> Conversation:
+        """No round at all."""
+        yield from ()
+        probabilities = self.model(frame.pixels)
+        return Answer.of(probabilities, self.classes, strategy=NAME, source="device", rounds=0)
+
+
+def create(bundle: Bundle) -> Local:
+    """The strategy. Raises ConfigError without a runtime, Unavailable without the model's file."""
+    manifest = bundle.manifest
+    model = inference.load(bundle.path(str(manifest.params(NAME)["model"])))
+    return Local(manifest.classes, model)
