@@ -1,0 +1,181 @@
+"""Loads a model from a local file: our own weights, or public checkpoints as they are published.
+
+Read are safetensors and PyTorch .pth files (never unpickled freely) with the parameter names of
+this project, of MAE's official code, of timm, or of transformers' files (ViT and ViTMAE). Nothing
+is fetched. What a checkpoint cannot say (LayerNorm's epsilon, mean and std) is in the config:
+MAE and timm use 1e-6, transformers' ViTMAE 1e-12; most timm models of the "augreg" family use mean
+and std 0.5, the others ImageNet's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from common.errors import ConfigError
+from server.models.mae import MAEConfig, MaskedAutoencoder
+from server.models.vit import VisionTransformer, ViTConfig, from_mapping
+
+Kind = Literal["vit", "mae"]
+Config = ViTConfig | MAEConfig | Mapping[str, Any]
+
+_TRANSFORMERS = (
+    (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(vit\.)?embeddings\.cls_token$", "cls_token"),
+    (r"^(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
+    (r"^(vit\.)?encoder\.layer\.", "blocks."),
+    (r"^decoder\.decoder_layers\.", "decoder_blocks."),
+    (r"^decoder\.(mask_token|decoder_pos_embed|decoder_embed|decoder_norm|decoder_pred)",
+     r"\1"),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"^(vit\.)?layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
+    (r"^decoder\.mask_token$", "mask_token"),
+)  # fmt: skip
+_UNUSED = {
+    "vit": r"^(vit\.)?pooler\.|^(decoder_|decoder\.|mask_token)",
+    "mae": r"^(head\.|fc_norm)",
+}
+"""Keys that a checkpoint may hold beyond the model asked for (a MAE's decoder, a pooler)."""
+
+
+def load_model(path: Path, kind: str, config: Config) -> nn.Module:
+    """A model in evaluation mode, in float32 on the CPU, with the weights in ``path``.
+
+    ``kind`` is "vit" or "mae"; ``config`` is its config, or the fields of one. Positions are
+    resampled where the file's grid is another. Raises ConfigError, naming file and keys, if the
+    file cannot be read or does not fit the config.
+    """
+    model: nn.Module
+    try:
+        if kind == "vit":
+            shape = config if isinstance(config, ViTConfig) else _parsed(ViTConfig, config)
+            model = VisionTransformer(shape)
+        elif kind == "mae":
+            frame = config if isinstance(config, MAEConfig) else _parsed(MAEConfig, config)
+            model = MaskedAutoencoder(frame)
+        else:
+            raise ConfigError(f"{path}: unknown kind of model {kind!r}; known: mae, vit")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: config: {error}") from error
+    given = convert(read(path), kind)
+    _fit(path, model, given)
+    model.load_state_dict(given)
+    return model.eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of ``model`` to ``path`` as float16 safetensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    save_file(state, path)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by name, as published; ConfigError if unreadable."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+        raise ConfigError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    except Exception as error:  # the unpickler's own error is a plain Exception's subclass
+        raise ConfigError(f"{path}: holds more than weights: {error}") from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: holds no table of weights")
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def convert(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """``tensors`` in float32 under this project's names, patch embedding as a matrix."""
+    out: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if re.search(_UNUSED[kind], name):
+            continue
+        for pattern, replacement in _TRANSFORMERS:
+            name = re.sub(pattern, replacement, name)
+        out[name] = value.float() if value.is_floating_point() else value
+    _join_qkv(out)
+    weight = out.get("patch_embed.proj.weight")
+    if weight is not None and weight.ndim == 4:
+        # A convolution's kernel is [dim, channel, row, column]; a patch is (row, column, channel).
+        out["patch_embed.proj.weight"] = weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+    return out
+
+
+def resample_positions(table: Tensor, grid: int) -> Tensor:
+    """Positions [1, 1+g*g, dim] for another grid, [1, 1+grid*grid, dim], by bicubic resampling."""
+    side = round((table.shape[1] - 1) ** 0.5)
+    if side == grid:
+        return table
+    image = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat((table[:, :1], image.flatten(2).transpose(1, 2)), dim=1)
+
+
+def _parsed(kind: type[Any], config: Mapping[str, Any] | ViTConfig | MAEConfig) -> Any:
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{type(config).__name__} where {kind.__name__} is needed")
+    return from_mapping(kind, config)
+
+
+def _join_qkv(tensors: dict[str, Tensor]) -> None:
+    """Separate query, key and value projections become the joint one, in place."""
+    for name in [key for key in tensors if ".attn.query." in key]:
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in tensors for part in parts):
+            joint = torch.cat([tensors.pop(part) for part in parts])
+            tensors[name.replace(".query.", ".qkv.")] = joint
+
+
+def _fit(path: Path, model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Complete ``given`` for ``model`` in place, or raise ConfigError naming what does not fit."""
+    wanted = model.state_dict()
+    grid = int(model.config.grid)  # type: ignore[union-attr, arg-type]
+    for name in ("pos_embed", "decoder_pos_embed"):
+        if name in given and name in wanted and given[name].ndim == 3:
+            given[name] = resample_positions(given[name], grid)
+    for name, value in wanted.items():
+        # Not kept in our files; only training needs them.
+        if name.endswith("num_batches_tracked"):
+            given.setdefault(name, value)
+    missing, unexpected = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    shapes = [
+        f"{name} {tuple(given[name].shape)}, not {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    faults = [
+        f"{what}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if faults:
+        raise ConfigError(f"{path}: does not fit the config; {'; '.join(faults)}")
