@@ -1,0 +1,177 @@
+"""The stages that make the profile ``imagenette`` from photographs (``--data``).
+
+500 of the training photographs are held out of every stage; settings are chosen on them. The
+validation photographs are read once, by ``publish``, to report on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from profiles.export import local_onnx
+from profiles.train import augment, evaluate, local, mae, publish, teach, teacher, vit_photos
+from profiles.train.job import Job, Stage
+from profiles.train.loop import Tick
+from profiles.train.photos import IMAGENETTE, Photos, load, split_off
+from server.models.checkpoint import load_model, save_weights
+from server.models.mae import MAEConfig, MaskedAutoencoder
+from server.models.vit import VisionTransformer, ViTConfig
+
+CLASSES = tuple(IMAGENETTE[wnid] for wnid in sorted(IMAGENETTE))
+VIT = ViTConfig(
+    dim=192, depth=6, heads=3, classes=len(CLASSES), stem="local", stem_width=32, mixers=3
+)
+MAE = MAEConfig(dim=192, depth=4, heads=4, decoder_dim=128, decoder_depth=3, decoder_heads=4)
+SHARE = 0.35
+"""Mean share of the patches that A-MOT's defaults may send."""
+
+
+def _split(job: Job) -> tuple[Photos, Photos]:
+    photos = load(job.photos(), "train")
+    chosen, held = split_off(photos)
+    return photos.take(chosen), photos.take(held)
+
+
+def train_teacher(job: Job) -> None:
+    """The convolutional teacher, on crops of 96 to 128 pixels."""
+    figures = teacher.train(job.photos(), job.out, job.minutes(15), job.seed, job.resume)
+    job.record("teacher", **figures)
+
+
+def write_lessons(job: Job) -> None:
+    """The teacher's answers on the crops that the students learn from."""
+    teach.write(_teacher(job), _split(job)[0], job.out / "lessons", job.seed)
+
+
+def train_mae(job: Job) -> None:
+    """The masked autoencoder, on crops at full size."""
+    photos, held = _split(job)
+
+    def frames(tick: Tick) -> npt.NDArray[np.uint8]:
+        return augment.random_crops(tick.rng, photos.frames[tick.indices], 224, (0.4, 1.0))
+
+    model, seconds = mae.train(
+        MAE, frames, len(photos), job.checkpoint("mae"), job.minutes(12), job.seed, job.resume
+    )
+    save_weights(model, job.weights("mae"))
+    error = {
+        f"rmse_at_{share}": mae.recovery_error(model, held.frames[:300], share)
+        for share in (0.15, 0.25, 0.4)
+    }
+    job.record("mae", seconds, **error)
+
+
+def train_local(job: Job) -> None:
+    """The device's model, distilled from the teacher's stored answers."""
+    photos, held = _split(job)
+    lessons = teach.Lessons(job.out / "lessons")
+
+    def batch(tick: Tick) -> local.Batch:
+        frames, said = lessons.batch(tick.indices, tick.rng)
+        top, left = (int(v) for v in tick.rng.integers(0, teach.SIDE - local.SIDE + 1, 2))
+        part = frames[:, top : top + local.SIDE, left : left + local.SIDE]
+        return teacher.to_tensor(part), torch.from_numpy(photos.labels[tick.indices]), said.logits
+
+    model, seconds = local.train(
+        len(CLASSES), batch, len(photos), job.checkpoint("local"), job.minutes(4), job.seed,
+        job.resume,
+    )  # fmt: skip
+    torch.save(model.state_dict(), job.out / "local.pt")
+    local_onnx(model, job.out / "local.onnx")
+    job.record("local", seconds, held_out=local.accuracy(model, held))
+
+
+def train_vit(job: Job) -> None:
+    """Phase 1 of the classifier, at 128 pixels."""
+    photos, held = _split(job)
+    lessons = teach.Lessons(job.out / "lessons")
+    labels = torch.from_numpy(photos.labels)
+    student, seconds = vit_photos.phase_one(
+        VIT, lessons, labels, job.checkpoint("vit128"), job.minutes(36), job.seed, job.resume
+    )
+    grown = vit_photos.enlarge(student, VIT)
+    torch.save(grown.state_dict(), job.out / "vit128.pt")
+    save_weights(grown.vit, job.weights("vit"))
+    small = Photos(augment.central(held.frames, teach.SIDE), held.labels)
+    job.record(
+        "vit", seconds, held_out_128=evaluate.full(student.vit, small),
+        held_out=evaluate.full(grown.vit, held),
+    )  # fmt: skip
+
+
+def finish_vit(job: Job) -> None:
+    """Phase 2 of the classifier, at 224 pixels with recovered frames."""
+    photos, held = _split(job)
+    student = vit_photos.Student(VIT)
+    student.load_state_dict(torch.load(job.out / "vit128.pt", weights_only=True))
+    seconds = vit_photos.phase_two(
+        student, teach.Lessons(job.out / "lessons"), _teacher(job), _mae(job), photos,
+        job.checkpoint("vit224"), job.minutes(24), job.seed, job.resume,
+    )  # fmt: skip
+    save_weights(student.vit, job.weights("vit"))
+    before = job.recorded("vit")
+    job.record(
+        "vit", seconds + before["seconds"], held_out_128=before["held_out_128"],
+        held_out=evaluate.full(student.vit, held),
+    )  # fmt: skip
+
+
+def make_profile(job: Job) -> None:
+    """Choose A-MOT's settings on held-out photographs, report on the validation set, publish."""
+    vit, model = _vit(job), _mae(job)
+    held = _split(job)[1]
+    best = evaluate.choose(evaluate.choices(vit, model, held), SHARE)
+    photos = load(job.photos(), "val")
+    rounds = evaluate.two_rounds(vit, model, photos, best.r1, [best.r2])
+    final = evaluate.at(rounds[0], best.r1, best.r2, best.threshold)
+    device = local.LocalNet(len(CLASSES))
+    device.load_state_dict(torch.load(job.out / "local.pt", weights_only=True))
+    accuracy = {
+        "frames": f"{len(photos)} validation photographs; raw patches, in torch",
+        "full": evaluate.full(vit, photos),
+        "amot": asdict(final),
+        "one_round_equal_share": evaluate.one_round(vit, model, photos, final.share),
+        "local": local.accuracy(device, photos),
+        "teacher_at_144": teacher.accuracy(_teacher(job), photos, 144),
+        "held_out": {"full": evaluate.full(vit, held), "amot": asdict(best)},
+    }
+    made = publish.Made(
+        "Imagenette2 at 224 pixels, training split, 500 photographs held out to choose settings; "
+        "reported on the validation split",
+        "./run train all imagenette --data imagenette.tar",
+        accuracy,
+    )
+    publish.publish(job, "imagenette", CLASSES, VIT, MAE, best, made)
+
+
+def _teacher(job: Job) -> teacher.Teacher:
+    model = teacher.Teacher(len(CLASSES))
+    model.load_state_dict(torch.load(job.out / "teacher.pt", weights_only=True))
+    return model.eval()
+
+
+def _mae(job: Job) -> MaskedAutoencoder:
+    model = load_model(job.weights("mae"), "mae", MAE)
+    assert isinstance(model, MaskedAutoencoder)
+    return model
+
+
+def _vit(job: Job) -> VisionTransformer:
+    model = load_model(job.weights("vit"), "vit", VIT)
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+STAGES: dict[str, Stage] = {
+    "teacher": train_teacher,
+    "teach": write_lessons,
+    "mae": train_mae,
+    "local": train_local,
+    "vit": train_vit,
+    "finish": finish_vit,
+    "publish": make_profile,
+}

@@ -1,0 +1,122 @@
+"""The stages that make the profile ``signs`` from scenes rendered here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from profiles.export import local_onnx
+from profiles.train import evaluate, local, mae, publish, scenes, signs, vit_signs
+from profiles.train.job import Job, Stage
+from profiles.train.loop import Tick
+from server.models.checkpoint import load_model, save_weights
+from server.models.mae import MAEConfig, MaskedAutoencoder
+from server.models.vit import VisionTransformer, ViTConfig
+
+SEEDS = signs.TRAINING[:16_000]
+CHOOSING = signs.CALIBRATION[:1_000]
+REPORTED = signs.EVALUATION[:1_000]
+
+HALF = (0.5, 0.5, 0.5)
+SPREAD = (0.28, 0.28, 0.28)
+VIT = ViTConfig(
+    dim=128, depth=4, heads=4, classes=len(signs.CLASSES), mlp_ratio=3.0, stem="local",
+    stem_width=16, mixers=2, mean=HALF, std=SPREAD,
+)  # fmt: skip
+MAE = MAEConfig(
+    dim=128, depth=4, heads=4, decoder_dim=96, decoder_depth=2, decoder_heads=4, mlp_ratio=3.0,
+    mean=HALF, std=SPREAD,
+)  # fmt: skip
+SHARE = 0.30
+"""Mean share of the patches that A-MOT's defaults may send."""
+
+
+def train_mae(job: Job) -> None:
+    """The masked autoencoder, on whole scenes."""
+    data = scenes.load(SEEDS)
+
+    def frames(tick: Tick) -> npt.NDArray[np.uint8]:
+        return data.frames[tick.indices]
+
+    model, seconds = mae.train(
+        MAE, frames, len(data), job.checkpoint("mae"), job.minutes(5), job.seed, job.resume
+    )
+    save_weights(model, job.weights("mae"))
+    held = scenes.load(CHOOSING).frames[:300]
+    error = {f"rmse_at_{share}": mae.recovery_error(model, held, share) for share in (0.15, 0.4)}
+    job.record("mae", seconds, **error)
+
+
+def train_vit(job: Job) -> None:
+    """The classifier, on whole scenes, parts of them, and scenes that the MAE recovered."""
+    model, seconds = vit_signs.train(
+        VIT, scenes.load(SEEDS), _mae(job), job.checkpoint("vit"), job.minutes(9), job.seed,
+        job.resume,
+    )  # fmt: skip
+    save_weights(model, job.weights("vit"))
+    job.record("vit", seconds, chosen_on=evaluate.full(model, scenes.load(CHOOSING)))
+
+
+def train_local(job: Job) -> None:
+    """The device's model."""
+    data = scenes.load(SEEDS)
+
+    def batch(tick: Tick) -> local.Batch:
+        labels = torch.from_numpy(data.labels[tick.indices])
+        return local.halve(data.frames[tick.indices]), labels, None
+
+    model, seconds = local.train(
+        len(signs.CLASSES), batch, len(data), job.checkpoint("local"), job.minutes(2), job.seed,
+        job.resume,
+    )  # fmt: skip
+    local_onnx(model, job.out / "local.onnx")
+    reported = local.accuracy(model, scenes.load(REPORTED))
+    job.record("local", seconds, evaluation=reported)
+
+
+def make_profile(job: Job) -> None:
+    """Choose A-MOT's settings on calibration scenes, measure on evaluation scenes, publish."""
+    vit, model = _vit(job), _mae(job)
+    found = evaluate.choices(vit, model, scenes.load(CHOOSING).take(np.arange(400)))
+    best = evaluate.choose(found, SHARE)
+    reported = scenes.load(REPORTED)
+    rounds = evaluate.two_rounds(vit, model, reported, best.r1, [best.r2])
+    final = evaluate.at(rounds[0], best.r1, best.r2, best.threshold)
+    accuracy = {
+        "frames": f"{len(REPORTED)} evaluation scenes, seeds from {REPORTED.start}; raw patches",
+        "full": evaluate.full(vit, reported),
+        "amot": asdict(final),
+        "one_round_equal_share": evaluate.one_round(vit, model, reported, final.share),
+        "one_round_0.25": evaluate.one_round(vit, model, reported, 0.25),
+        "local": job.recorded("local")["evaluation"],
+    }
+    made = publish.Made(
+        f"rendered scenes: training seeds {SEEDS.start}-{SEEDS.stop - 1}, settings chosen on "
+        f"{CHOOSING.start}-{CHOOSING.stop - 1}, reported on {REPORTED.start}-{REPORTED.stop - 1}",
+        "./run train all signs",
+        accuracy,
+    )
+    publish.publish(job, "signs", signs.CLASSES, VIT, MAE, best, made)
+
+
+def _mae(job: Job) -> MaskedAutoencoder:
+    model = load_model(job.weights("mae"), "mae", MAE)
+    assert isinstance(model, MaskedAutoencoder)
+    return model
+
+
+def _vit(job: Job) -> VisionTransformer:
+    model = load_model(job.weights("vit"), "vit", VIT)
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+STAGES: dict[str, Stage] = {
+    "mae": train_mae,
+    "vit": train_vit,
+    "local": train_local,
+    "publish": make_profile,
+}
