@@ -1,0 +1,7 @@
+"""`python -m server`."""
+
+import sys
+
+from server.server import main
+
+sys.exit(main())

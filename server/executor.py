@@ -1,0 +1,316 @@
+"""One thread drives one accelerator: prepares works, asks the batcher, runs forwards.
+
+    loop thread:  submit(job) ---- SimpleQueue ----> executor thread: prepare, add, take, forward
+                  job.done(job) <- one call_soon_threadsafe for all that is finished
+
+No lock, future, task or timer per query. Batches are continuous: what arrives while a forward
+runs makes the next batch. `prepare` decodes pictures, so it never runs on the loop: it runs on
+the executor's thread (on a CPU it competes for the same cores anyway) or, beside a GPU, on
+`prepare_threads` threads in front of it.
+
+One query's failure stays its own: `prepare` refuses alone, and the works of a batch whose forward
+raises are run again one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import inf
+from queue import Empty, SimpleQueue
+
+from common.errors import Refused
+from common.messages import Query
+from server.batcher import Batcher
+from server.memory import NOTHING, Recalled
+from server.metrics import Metrics
+from server.strategy import Outcome, Strategy, Work
+
+log = logging.getLogger("offboard.executor")
+GOING = "the server is going away"
+
+
+class Job:
+    """One query on its way through the server.
+
+    Times in seconds on `time.monotonic`. `done` is called once, on the loop, when either
+    `outcome` or `refused` is set. `cancelled` may be set at any time.
+    """
+
+    __slots__ = (
+        "arrived",
+        "cancelled",
+        "deadline",
+        "done",
+        "key",
+        "outcome",
+        "query",
+        "recalled",
+        "refused",
+        "source",
+        "started",
+        "work",
+    )
+
+    def __init__(
+        self,
+        query: Query,
+        done: Callable[[Job], None],
+        *,
+        arrived: float,
+        deadline: float = inf,
+        source: Hashable = None,
+        recalled: Recalled = NOTHING,
+    ) -> None:
+        self.query = query
+        self.done = done
+        self.arrived = arrived
+        self.deadline = deadline
+        self.source = source
+        self.recalled = recalled
+        self.cancelled = False
+        self.key: Hashable = None
+        self.work: Work | None = None
+        self.started = 0.0
+        """When its forward began."""
+        self.outcome: Outcome | None = None
+        self.refused: Refused | None = None
+
+
+class Executor:
+    """See the module's text. All methods are for the loop's thread.
+
+    `limit`: jobs submitted and not done at which it is full. `on_death(error)`: called on the loop
+    if the thread itself fails, which only a bug can cause; nothing is answered after that.
+    """
+
+    def __init__(
+        self,
+        strategies: Mapping[str, Strategy],
+        *,
+        max_wait: float = 0.0,
+        max_batch: int = 32,
+        limit: int = 512,
+        prepare_threads: int = 0,
+        metrics: Metrics | None = None,
+        on_death: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._strategies = strategies
+        self._batcher: Batcher[Job] = Batcher(max_wait=max_wait, max_batch=max_batch)
+        self._limit = limit
+        self._metrics = metrics or Metrics()
+        self._on_death = on_death
+        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._raw: SimpleQueue[Job | None] = SimpleQueue()
+        self._finished: deque[Job] = deque()
+        self._notified = False
+        self._stopping = False
+        self._preparers = [
+            threading.Thread(target=self._prepare_loop, name=f"prepare-{i}", daemon=True)
+            for i in range(prepare_threads)
+        ]
+        self._thread = threading.Thread(target=self._guarded, name="executor", daemon=True)
+        self._entrance = self._raw if prepare_threads else self._inbox
+        self.pending = 0
+        """Jobs submitted and not done."""
+        self.running_since: float | None = None
+        """When the forward now running began."""
+        self.failures_in_a_row = 0
+
+    async def start(self) -> None:
+        """Start the threads and warm every strategy on the thread that will run it.
+
+        `done` will be called on the running loop. Raises what a strategy's `warm` raises.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._warm = self._loop.create_future()
+        for thread in (*self._preparers, self._thread):
+            thread.start()
+        await self._warm
+
+    @property
+    def full(self) -> bool:
+        """Whether the server has as much to do as it may: do not submit."""
+        return self.pending >= self._limit
+
+    def submit(self, job: Job) -> None:
+        """Queue `job`; its `done` will be called."""
+        self.pending += 1
+        self._entrance.put(job)
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Let the running forward end, refuse the rest as "draining", end the threads.
+
+        Waits at most `grace` seconds.
+        """
+        self._stopping = True
+        for _ in self._preparers:
+            self._raw.put(None)
+        self._inbox.put(None)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), grace)
+        for queue in (self._raw, self._inbox):
+            while queue.qsize():
+                if (job := queue.get()) is not None:
+                    self._finish(job, Refused("draining", GOING, retryable=True))
+        self._deliver()
+
+    # On the loop.
+
+    def _deliver(self) -> None:
+        self._notified = False  # first: whoever finishes from here on notifies again
+        finished = self._finished
+        while finished:
+            job = finished.popleft()
+            self.pending -= 1
+            try:
+                job.done(job)
+            except Exception:  # one session's trouble must not keep the others from their answers
+                log.exception("a finished job could not be handed back")
+
+    # On the threads.
+
+    def _notify(self) -> None:
+        if not self._notified and self._finished:
+            self._notified = True
+            self._call(self._deliver)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _finish(self, job: Job, refused: Refused | None = None) -> None:
+        job.refused = refused
+        self._finished.append(job)
+
+    def _prepare_loop(self) -> None:
+        while (job := self._raw.get()) is not None:
+            if self._prepare(job):
+                self._inbox.put(job)
+            else:
+                self._notify()
+
+    def _prepare(self, job: Job) -> bool:
+        """Make the work of `job`; False if it is finished with a refusal."""
+        if job.cancelled or job.deadline <= time.monotonic():
+            self._finish(job, _dropped(job))
+            return False
+        try:
+            work = self._strategies[job.query.strategy].prepare(job.query, job.recalled)
+            job.key = work.key
+            hash(work.key)
+        except Refused as refused:
+            self._finish(job, refused)
+            return False
+        except Exception as error:
+            log.exception("prepare of strategy %s failed", job.query.strategy)
+            self._finish(job, Refused("failed", f"prepare raised {type(error).__name__}"))
+            return False
+        job.work = work
+        return True
+
+    def _guarded(self) -> None:
+        try:
+            for strategy in self._strategies.values():
+                strategy.warm()
+        except Exception as error:
+            self._call(self._warm.set_exception, error)
+            return
+        self._call(self._warm.set_result, None)
+        try:
+            self._run()
+        except BaseException as error:
+            log.critical("the executor died", exc_info=True)
+            if self._on_death is not None:
+                self._call(self._on_death, error)
+        finally:
+            self._notify()
+            self._call(self._ended.set)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._receive()
+            taken = self._batcher.take(time.monotonic())
+            for job in taken.dropped:
+                self._finish(job, _dropped(job))
+            self._notify()
+            if taken.batch:
+                self._forward(taken.batch)
+                self._notify()
+        self._receive()
+        for job in self._batcher.clear():
+            self._finish(job, Refused("draining", GOING, retryable=True))
+
+    def _receive(self) -> None:
+        """Move the inbox into the batcher, waiting only if there is nothing to run."""
+        inbox = self._inbox
+        if not inbox.qsize() and not self._stopping:
+            wake = self._batcher.wake()
+            wait = None if wake is None else wake - time.monotonic()
+            if wait is None or wait > 0:
+                try:
+                    self._accept(inbox.get(timeout=wait))
+                except Empty:
+                    return
+        for _ in range(inbox.qsize()):
+            self._accept(inbox.get())
+
+    def _accept(self, job: Job | None) -> None:
+        if job is not None and (job.work is not None or self._prepare(job)):
+            self._batcher.add(job)
+
+    def _forward(self, batch: list[Job]) -> None:
+        began = time.monotonic()
+        self.running_since = began
+        for job in batch:
+            job.started = began
+        strategy = self._strategies[batch[0].query.strategy]
+        outcomes, error = _run_forward(strategy, batch)
+        ended = time.monotonic()
+        self.running_since = None
+        key = batch[0].key
+        if error is None:
+            self.failures_in_a_row = 0
+            self._batcher.observe(key, len(batch), ended - began, ended)
+            self._metrics.batch(batch[0].query.strategy, len(batch), ended - began)
+            for job, outcome in zip(batch, outcomes, strict=True):
+                job.outcome = outcome
+                self._finish(job)
+        elif len(batch) > 1:
+            log.warning("a batch of %d of %s failed, so one by one: %s", len(batch), key, error)
+            for job in batch:
+                if job.cancelled or job.deadline <= time.monotonic():
+                    self._finish(job, _dropped(job))
+                else:
+                    self._forward([job])
+        else:
+            self.failures_in_a_row += 1
+            log.error("forward of %s failed", key, exc_info=error)
+            self._finish(batch[0], Refused("failed", f"forward raised {type(error).__name__}"))
+
+
+def _run_forward(
+    strategy: Strategy, batch: list[Job]
+) -> tuple[Sequence[Outcome], Exception | None]:
+    try:
+        outcomes = strategy.forward([job.work for job in batch if job.work is not None])
+        if len(outcomes) != len(batch):
+            raise RuntimeError(f"{len(outcomes)} outcomes of {len(batch)} works")
+    except Exception as error:
+        return [], error
+    return outcomes, None
+
+
+def _dropped(job: Job) -> Refused:
+    """Why a job was dropped before its forward."""
+    if job.cancelled:
+        return Refused("cancelled", "the device no longer waits")
+    late = time.monotonic() - job.deadline
+    when = f"{late * 1e3:.0f} ms ago" if late >= 0 else f"in {-late * 1e3:.0f} ms, too soon to end"
+    return Refused("expired", f"the deadline is {when}")

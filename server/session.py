@@ -1,0 +1,207 @@
+"""One device's conversation: Hello, queries, cancels, fetches. All on the loop, all synchronous.
+
+Ids, credits, versions, pings and limits are the channel's business; what a strategy makes of a
+query is the executor's. Every query is answered once: a Result, or a Refusal whose code says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from math import inf
+
+from common.channel import Channel
+from common.codec import encode
+from common.errors import Refused
+from common.messages import (
+    NO_DEADLINE,
+    Bye,
+    Cancel,
+    Chunk,
+    Fetch,
+    Hello,
+    Message,
+    Query,
+    Refusal,
+    Result,
+    Tensor,
+    Welcome,
+)
+from common.wire import DEFAULT
+from server.executor import Job
+from server.memory import NOTHING, Memory, Recalled
+from server.service import BundleFile, Service
+from server.strategy import Outcome
+
+log = logging.getLogger("offboard.session")
+
+AGENT = "offboard-server"
+CHUNK = 64 << 10
+"""Bytes of one piece of a file: a result waits behind few of them."""
+LEAST_PACKET = CHUNK + 4096
+"""A device that takes less could not be sent a chunk."""
+
+
+class Session:
+    """The handler of one channel (`channel.Handler`)."""
+
+    def __init__(self, service: Service, channel: Channel) -> None:
+        self.memory = Memory(service.limits.memory)
+        self._service = service
+        self._channel = channel
+        self._jobs: dict[int, Job] = {}
+
+    # What the channel calls.
+
+    def on_message(self, channel: Channel, message: Message) -> None:
+        """A message that the protocol allows now."""
+        kind = type(message)
+        if kind is Query:
+            self._query(message)  # type: ignore[arg-type]
+        elif kind is Cancel:
+            self._cancel(message.id)  # type: ignore[union-attr]
+        elif kind is Fetch:
+            self._fetch(message)  # type: ignore[arg-type]
+        elif kind is Hello:
+            self._hello(message)  # type: ignore[arg-type]
+
+    def on_closed(self, channel: Channel, reason: str) -> None:
+        """The conversation is over: drop the works that are out and forget the frames."""
+        service = self._service
+        if self in service.sessions:
+            log.info("peer=%s left reason=%.200r", channel.peer, reason)
+        else:  # anybody can connect: such lines must not fill a disk
+            log.debug("peer=%s turned away reason=%.200r", channel.peer, reason)
+        service.sessions.discard(self)
+        service.strangers.discard(self)
+        for job in self._jobs.values():
+            job.cancelled = True
+        self._jobs.clear()
+        self.memory.clear()
+
+    # One method per kind of message.
+
+    def _hello(self, hello: Hello) -> None:
+        service, channel = self._service, self._channel
+        if not service.admits(hello.token):
+            service.note_wrong_token(channel.peer, time.monotonic())
+            channel.close(Bye("refused", "wrong token" if hello.token else "a token is needed"))
+            return
+        if len(service.sessions) >= service.limits.sessions:
+            channel.close(Bye("refused", f"{len(service.sessions)} devices are connected already"))
+            return
+        if hello.packet_limit < LEAST_PACKET:
+            channel.close(Bye("refused", f"packet_limit must be at least {LEAST_PACKET} bytes"))
+            return
+        service.strangers.discard(self)
+        service.sessions.add(self)
+        offer = service.offer
+        log.info("peer=%s joined agent=%.64r", channel.peer, hello.agent)
+        channel.accept(
+            Welcome(
+                version=channel.version,
+                agent=AGENT,
+                profile=offer.profile,
+                digest=offer.digest,
+                strategies=offer.strategies,
+                packet_limit=DEFAULT.packet,
+                credits=service.limits.credits,
+            )
+        )
+
+    def _query(self, query: Query) -> None:
+        now = time.monotonic()
+        service = self._service
+        service.metrics.bytes_in += self._channel.received
+        if query.strategy not in service.offer.strategies:
+            served = ", ".join(service.offer.strategies)
+            self._refuse(query, Refused("unknown", f"strategies served here: {served}"))
+            return
+        if service.executor.full:
+            reason = f"{service.executor.pending} queries are waiting already"
+            self._refuse(query, Refused("busy", reason, retryable=True))
+            return
+        recalled = NOTHING
+        if query.memory:
+            try:
+                value = self.memory.recall(query.memory, query.strategy, now)
+            except Refused as refused:
+                self._refuse(query, refused)
+                return
+            recalled = Recalled(query.memory, value)
+        deadline = inf if query.ms_left == NO_DEADLINE else now + query.ms_left / 1e3
+        job = Job(query, self._done, arrived=now, deadline=deadline, source=self, recalled=recalled)
+        self._jobs[query.id] = job
+        service.executor.submit(job)
+
+    def _done(self, job: Job) -> None:
+        """The executor is through with `job`."""
+        query = job.query
+        if self._jobs.get(query.id) is not job:
+            return  # cancelled, and answered when that came
+        del self._jobs[query.id]
+        now = time.monotonic()
+        if job.outcome is None or job.refused is not None:
+            self._refuse(query, job.refused or Refused("failed", "no outcome"))
+        elif now > job.deadline:
+            late = (now - job.deadline) * 1e3
+            self._refuse(query, Refused("expired", f"done {late:.0f} ms after the deadline"))
+        else:
+            self._answer(job, job.outcome, now)
+
+    def _answer(self, job: Job, outcome: Outcome, now: float) -> None:
+        query = job.query
+        wants, degraded = outcome.wants, outcome.degraded
+        if outcome.remember is not None and not self.memory.keep(
+            query.id, query.strategy, outcome.remember, outcome.size, now
+        ):
+            wants = None
+            degraded = degraded or "one round only: the server has no room to remember the frame"
+        queued = job.started - job.arrived
+        result = Result(
+            source="edge",
+            tensors={"probabilities": encode(outcome.probabilities)},
+            wants=wants,
+            server_ms=(now - job.arrived) * 1e3,
+            queue_ms=queued * 1e3,
+            degraded=degraded,
+            id=query.id,
+        )
+        size = self._channel.send(result)
+        self._service.metrics.result(query.strategy, query.step, queued, size)
+
+    def _cancel(self, id: int) -> None:
+        job = self._jobs.pop(id, None)
+        if job is not None:
+            job.cancelled = True
+            self._refuse(job.query, Refused("cancelled", "the device no longer waits"))
+
+    def _fetch(self, fetch: Fetch) -> None:
+        file = self._service.offer.bundle.get(fetch.path)
+        refused = None
+        if file is None:
+            refused = Refused("unknown", f"the bundle has no file {fetch.path[:200]!r}")
+        elif not 0 <= fetch.offset <= len(file.data):
+            refused = Refused("bad", f"offset {fetch.offset} of {len(file.data)} bytes")
+        if file is None or refused is not None:
+            assert refused is not None
+            self._channel.send(Refusal(refused.code, refused.reason, False, id=fetch.id))
+            return
+        self._channel.stream(fetch.id, _chunks(fetch, file))
+
+    def _refuse(self, query: Query, refused: Refused) -> None:
+        known = query.strategy if query.strategy in self._service.offer.strategies else ""
+        self._service.metrics.refusal(known, refused.code)
+        self._channel.send(
+            Refusal(refused.code, refused.reason[:500], refused.retryable, id=query.id)
+        )
+
+
+def _chunks(fetch: Fetch, file: BundleFile) -> Iterator[Chunk]:
+    """The rest of `file`; an empty chunk if there is none."""
+    total = len(file.data)
+    for at in range(fetch.offset, max(total, fetch.offset + 1), CHUNK):
+        piece = memoryview(file.data)[at : at + CHUNK]
+        data = Tensor(piece, "uint8", (len(piece),))
+        yield Chunk(at, total, file.sha256, {"data": data}, id=fetch.id)

@@ -1,0 +1,70 @@
+"""The server's settings: flags, environment OFFBOARD_*, [server] of a TOML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.settings import setting
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See `offboard-server --help`; docs/server.md says more."""
+
+    profile: str = setting("profile to serve: a name or a directory", required=True)
+    listen: str = setting("where devices connect; port 0: any", default="127.0.0.1:7070")
+    device: str = setting("where models run: cpu, cuda or cuda:N", default="cpu")
+    strategies: str = setting("only these, comma-separated (default: all)", default="")
+    token: str = setting("shared secret of the devices", default="", flag=False)
+    token_file: str = setting("file that holds the shared secret", default="", metavar="FILE")
+    insecure: bool = setting("listen to the network without a secret", default=False)
+    metrics: str = setting(
+        "serve /metrics and /healthz there; off by default", default="", metavar="HOST:PORT"
+    )
+    max_wait_ms: float = setting("hold a batch back for company, at most", default=0.0)
+    max_batch: int = setting("works in one batch, at most", default=32)
+    max_queue: int = setting("queries waiting or running, at most", default=512)
+    max_sessions: int = setting("devices at a time, at most", default=256)
+    credits: int = setting("queries one device may have outstanding", default=32)
+    memory_mb: float = setting("MB remembered for one device between rounds", default=8.0)
+    memory_s: float = setting("seconds a frame is remembered between rounds", default=30.0)
+    threads: int = setting("CPU threads of one forward; 0: torch decides", default=0)
+    prepare_threads: int = setting(
+        "threads that decode; -1: 0 on a CPU, 4 beside a GPU", default=-1
+    )
+    grace_s: float = setting("seconds to finish what is outstanding at the end", default=10.0)
+    log_level: str = setting(
+        "what is logged", default="info", choices=("debug", "info", "warning", "error")
+    )
+
+    def check(self) -> None:
+        """Raises ConfigError for a number out of range."""
+        for name, least in (
+            ("max_wait_ms", 0),
+            ("max_batch", 1),
+            ("max_queue", 1),
+            ("max_sessions", 1),
+            ("credits", 1),
+            ("memory_mb", 0),
+            ("memory_s", 0),
+            ("threads", 0),
+            ("prepare_threads", -1),
+            ("grace_s", 0),
+        ):
+            value = getattr(self, name)
+            if not value >= least:
+                raise ConfigError(f"{name} is {value:g}: give at least {least}")
+
+    def secret(self) -> str:
+        """The shared secret, "" if there is none. Raises ConfigError if the file has none."""
+        if not self.token_file:
+            return self.token
+        try:
+            text = Path(self.token_file).read_text().strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--token-file {self.token_file}: {error}") from None
+        if not text:
+            raise ConfigError(f"--token-file {self.token_file} is empty")
+        return text
