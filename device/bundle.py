@@ -127,7 +127,10 @@ class Cache:
             digest = self._pointer(server).read_text()
         except OSError:
             return None
-        return self.open(digest)
+        try:
+            return self.open(digest)
+        except ConfigError:
+            return None
 
     def remember(self, server: str, bundle: Bundle) -> None:
         """Note that `server` serves `bundle`. Raises ConfigError if the cache is not writable."""

@@ -23,6 +23,8 @@ LARGEST = 200_000_000
 """Pixels of the largest picture decoded: a small file must not ask for all memory."""
 
 _ORIENTATION = 0x0112
+_TAIL = 4096
+"""Bytes at the end of a JPEG among which its end marker must be."""
 
 
 def load(data: bytes | bytearray | memoryview | Path, height: int, width: int) -> Pixels:
@@ -98,8 +100,10 @@ def _jpeg(data: bytes | bytearray | memoryview, height: int, width: int) -> Pixe
         turn = orientation(bytes(data[:65536]))
         if turn > 4:
             height, width = width, height
+        # Odd but whole pictures are common; one cut short would be answered half grey.
+        whole = b"\xff\xd9" in bytes(data[-_TAIL:])
         pixels = simplejpeg.decode_jpeg(
-            data, colorspace="RGB", min_height=height, min_width=width, strict=False
+            data, colorspace="RGB", min_height=height, min_width=width, strict=not whole
         )
     except ValueError as error:
         raise ValueError(f"this JPEG cannot be decoded: {error}") from None

@@ -7,10 +7,10 @@ source can drop a shot before anything was spent on it. Reading blocks: `feed` d
 from __future__ import annotations
 
 import glob
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ PICTURES = frozenset(
 )
 STREAMS = frozenset((".mjpeg", ".mjpg"))
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"))
+STANDARD_INPUT = 0
 _CHUNK = 1 << 16
 
 
@@ -65,7 +66,7 @@ class Source:
 def open_source(text: str) -> Source:
     """The source that `text` names. Raises ConfigError saying what was expected."""
     if text == "-":
-        return Source(lambda: split_stream(sys.stdin.buffer))
+        return Source(_standard_input)
     if text.startswith("camera:"):
         from device import camera
 
@@ -106,13 +107,11 @@ def of_files(files: Sequence[Path], root: Path | None) -> Source:
     return Source(shots, len(files))
 
 
-def split_stream(stream: BinaryIO) -> Iterator[Shot]:
+def split_stream(stream: BinaryIO | FileIO) -> Iterator[Shot]:
     """The pictures written one after another to `stream`, named by their number."""
     splitter = Splitter()
     index = 0
-    # read1 gives what is there: a picture must not wait for the next one to fill a buffer.
-    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
-    while data := read(_CHUNK):
+    while data := stream.read(_CHUNK):
         for each in splitter.feed(data):
             yield Shot(index, str(index), each)
             index += 1
@@ -120,8 +119,14 @@ def split_stream(stream: BinaryIO) -> Iterator[Shot]:
         yield Shot(index, str(index), rest)
 
 
+def _standard_input() -> Iterator[Shot]:
+    # Unbuffered: a thread that waits in sys.stdin holds a lock without which Python cannot exit.
+    with open(STANDARD_INPUT, "rb", buffering=0, closefd=False) as stream:
+        yield from split_stream(stream)
+
+
 def _stored_stream(path: Path) -> Iterator[Shot]:
-    with path.open("rb") as stream:
+    with path.open("rb", buffering=0) as stream:
         yield from split_stream(stream)
 
 

@@ -87,7 +87,7 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
         "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
     }
     if "device/local.onnx" in files:
-        offered["local"] = {"model": "device/local.onnx"}
+        offered["local"] = {"model": "local", "file": "device/local.onnx"}
     return Manifest(
         name=name,
         task="image-classification",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.errors import ConfigError
 from device import inference
 from device.bundle import Bundle
 from device.params import Param
@@ -30,6 +31,7 @@ class Local:
 
 def create(bundle: Bundle) -> Local:
     """The strategy. Raises ConfigError without a runtime, Unavailable without the model's file."""
-    manifest = bundle.manifest
-    model = inference.load(bundle.path(str(manifest.params(NAME)["model"])))
-    return Local(manifest.classes, model)
+    needed = bundle.needed(NAME)
+    if len(needed) != 1:
+        raise ConfigError(f"profile {bundle.manifest.name!r} names no file for {NAME!r}")
+    return Local(bundle.manifest.classes, inference.load(bundle.path(needed[0].path)))

@@ -1,0 +1,50 @@
+"""The local model behind one callable, and what is said where it cannot run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from device import inference
+from tests.device_stub import classify, local_model, shade
+
+
+def test_an_onnx_model_gives_probabilities(tmp_path: Path) -> None:
+    (tmp_path / "local.onnx").write_bytes(local_model())
+    model = inference.load(tmp_path / "local.onnx")
+    for label in range(4):
+        probabilities = model(shade(label))
+        assert probabilities.shape == (4,)
+        assert probabilities.dtype == np.float32
+        assert probabilities.argmax() == label == classify(shade(label)).argmax()
+
+
+def test_without_a_runtime_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"pip install 'offboard\[device-onnx\]'"):
+        inference.load(tmp_path / "local.onnx")
+
+
+def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "local.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match=r"local\.onnx cannot be loaded"):
+        inference.load(tmp_path / "local.onnx")
+    with pytest.raises(ConfigError, match="a local model is"):
+        inference.load(tmp_path / "local.pkl")
+
+
+def test_a_model_of_other_names_is_refused(tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load_from_string(local_model())
+    model.graph.output[0].name = "scores"
+    model.graph.node[-1].output[0] = "scores"
+    onnx.save(model, tmp_path / "local.onnx")
+    with pytest.raises(ConfigError, match="not 'frame' to 'probabilities'"):
+        inference.load(tmp_path / "local.onnx")
