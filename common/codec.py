@@ -28,7 +28,7 @@ def _array(data: Any, tensor: Tensor) -> Array:
 
 
 def _raw_encode(array: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _raw_decode(tensor: Tensor) -> Array:
