@@ -216,7 +216,7 @@ class BlockingClient:
         buffers, size = encode(message, id=id or None, ms_left=ms_left)
         if self.welcome is not None and size > self.welcome.packet_limit:
             raise Refused("bad", f"packet of {size} bytes, the server takes less")
-        self._state.sent(message, id)
+        self._state.sent(message, id or None)
         assert self._socket is not None
         try:
             self._socket.send(buffers, min(end, time.monotonic() + self._patience))

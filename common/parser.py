@@ -18,13 +18,26 @@ import numpy as np
 
 from common.errors import ProtocolError
 from common.messages import Message
-from common.wire import BEFORE_AUTH, MAGIC, PREFIX, SPECS, VERSIONS, Head, Limits, decode_head
+from common.wire import (
+    BEFORE_AUTH,
+    MAGIC,
+    PREFIX,
+    SPECS,
+    VERSIONS,
+    Head,
+    Limits,
+    decode_floats,
+    decode_head,
+)
+
+Prefix = tuple[bytes, int, int, int, int, int, int]
 
 SMALL: Final = 4096
 """Bodies up to this many bytes are copied, so that they do not hold a window."""
 WINDOW: Final = (8 << 10, 256 << 10)
 """Smallest and largest window in bytes."""
-CACHED_HEADS: Final = 64
+CACHED_HEADS: Final = 32
+"""Decoded heads kept for each kind of message."""
 CACHED_HEAD: Final = 1024
 """Longest head in bytes that is worth keeping decoded."""
 
@@ -33,20 +46,22 @@ class Parser:
     """The receiving half of one connection. `limits` may be changed between two messages."""
 
     __slots__ = (
-        "_body", "_body_view", "_capacity", "_end", "_expect", "_filled", "_heads", "_large",
-        "_packet", "_pinned", "_start", "_view", "limits", "size", "version",
+        "_capacity", "_end", "_expect", "_filled", "_heads", "_large", "_own", "_own_head",
+        "_packet", "_pinned", "_start", "_view", "left", "limits", "size", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits = BEFORE_AUTH) -> None:
         self.limits = limits
         self.size = 0
         """Bytes of the whole packet that `next` returned last."""
+        self.left = 0
+        """Bytes behind it that wait to be parsed."""
         self.version: int | None = None
         """The one version allowed from now on; None: any spoken here."""
-        self._heads: dict[tuple[int, bytes], Head] = {}
-        self._packet: tuple[int, int, int, int, int] | None = None
-        self._body_view: memoryview | None = None
-        self._body: Head | None = None
+        self._heads: dict[int, dict[bytes, Head]] = {kind: {} for kind in SPECS}
+        self._packet: Prefix | None = None
+        self._own: memoryview | None = None
+        self._own_head: tuple[Head, tuple[float, ...]] | None = None
         self._filled = 0
         self._expect = 0
         self._large = False
@@ -58,31 +73,37 @@ class Parser:
     @property
     def partial(self) -> bool:
         """Whether a packet has begun and not ended: the end of the stream is then a cut."""
-        return self._body is not None or self._end > self._start
+        return self._own is not None or self._end > self._start
 
-    def get_buffer(self) -> memoryview:
-        """Where the next bytes are to be received; never empty."""
-        if self._body_view is not None:
-            return self._body_view[self._filled :]
-        held = self._end - self._start
-        if not held and not self._pinned:
-            self._start = self._end = 0
-        wanted = PREFIX.size
-        if self._packet is not None:
-            wanted += self._packet[1]
-            if wanted + self._packet[2] <= WINDOW[1]:
-                wanted += self._packet[2]
-        elif not held and self._pinned:
-            wanted = min(self._expect, WINDOW[1])
-        if self._start + max(wanted, held + 1) > self._capacity:
-            self._move(max(wanted, held + 1))
+    def get_buffer(self, sizehint: int = -1) -> memoryview:
+        """Where the next bytes are to be received; never empty. `sizehint` has no effect."""
+        if self._own is not None:
+            return self._own[self._filled :]
+        end = self._end
+        held = end - self._start
+        if held:
+            wanted = held + 1
+            packet = self._packet
+            if packet is not None:
+                wanted = PREFIX.size + packet[3]
+                if wanted + packet[4] <= WINDOW[1]:
+                    wanted += packet[4]
+        elif not self._pinned:
+            self._start = self._end = end = wanted = 0
+        else:
+            # One byte more than the packet expected: a read that fills its buffer is followed by
+            # another one, in vain.
+            wanted = min(self._expect + 1, WINDOW[1])
+        if self._start + wanted > self._capacity:
+            self._move(wanted)
+            end = self._end
         if self._large and not held:
-            return self._view[self._end : self._end + SMALL]
-        return self._view[self._end :]
+            return self._view[end : end + SMALL]
+        return self._view[end:]
 
     def advance(self, n: int) -> None:
         """`n` bytes were received into the last buffer."""
-        if self._body_view is not None:
+        if self._own is not None:
             self._filled += n
         else:
             self._end += n
@@ -91,41 +112,43 @@ class Parser:
 
     def next(self) -> Message | None:
         """The next whole message, or None. Raises ProtocolError; the parser is then of no use."""
-        if self._body is not None:
-            return self._next_own()
+        if self._own is not None:
+            return self._next_own() if self._filled == len(self._own) else None
+        start = self._start
         packet = self._packet
-        held = self._end - self._start
         if packet is None:
-            if held < PREFIX.size:
+            if self._end - start < PREFIX.size:
                 return None
-            packet = self._prefix()
-        kind, head_size, body_size, id, ms_left = packet
-        begin = self._start + PREFIX.size
-        body_at = begin + head_size
+            packet = PREFIX.unpack_from(self._view, start)
+            self._check(packet)
+        _, _, kind, head_size, body_size, id, ms_left = packet
+        body_at = start + PREFIX.size + head_size
         end = body_at + body_size
         if end > self._end:
             self._packet = packet
-            if end - self._start > WINDOW[1] and body_at <= self._end:
-                self._open_own(packet, body_at)
-                if self._filled == body_size:
-                    return self._next_own()
+            if end - start > WINDOW[1] and body_at <= self._end:
+                self._open_own(body_at, body_size)
             return None
         view = self._view
-        head = self._head(kind, view[begin:body_at], body_size)
-        body: memoryview | None = None
+        head, floats = self._head(kind, start + PREFIX.size, body_at, body_size)
+        body: memoryview | bytes
         if body_size > SMALL:
             body = view[body_at:end]
             self._pinned = True
         elif body_size:
             body = memoryview(bytearray(view[body_at:end]))
+        else:
+            body = b""
         self._packet = None
         self._large = False
-        self._expect = self.size = end - self._start
+        self._expect = self.size = end - start
         self._start = end
-        return head.message(id, ms_left, body)
+        self.left = self._end - end
+        return head.message(floats, id, ms_left, body)
 
-    def _prefix(self) -> tuple[int, int, int, int, int]:
-        magic, version, kind, head, body, id, ms_left = PREFIX.unpack_from(self._view, self._start)
+    def _check(self, packet: Prefix) -> None:
+        """Check a prefix before anything is allocated on its word."""
+        magic, version, kind, head, body, _, _ = packet
         limits = self.limits
         if magic != MAGIC:
             raise ProtocolError("not an Offboard packet")
@@ -135,43 +158,52 @@ class Parser:
             raise ProtocolError(f"no message has kind {kind}")
         if head > limits.head:
             raise ProtocolError(f"head of {head} bytes, {limits.head} allowed")
+        if head < SPECS[kind].tail.size:
+            raise ProtocolError(f"head of {head} bytes is too short")
         if body > limits.body:
             raise ProtocolError(f"body of {body} bytes, {limits.body} allowed")
-        return kind, head, body, id, ms_left
 
-    def _head(self, kind: int, raw: memoryview, body: int) -> Head:
-        """The decoded head, out of the cache where it repeats."""
-        key = (kind, bytes(raw))
-        head = self._heads.get(key)
+    def _head(self, kind: int, at: int, end: int, body: int) -> tuple[Head, tuple[float, ...]]:
+        """The head at `at`, out of the cache where it repeats, and its floats."""
+        view = self._view
+        spec = SPECS[kind]
+        floats: tuple[float, ...] = ()
+        if spec.floats:
+            end -= spec.tail.size
+            floats = decode_floats(spec, view, end)
+        raw = bytes(view[at:end])
+        heads = self._heads[kind]
+        head = heads.get(raw)
         if head is None:
-            head = decode_head(kind, key[1], self.limits)
-            if len(key[1]) <= CACHED_HEAD and not head.fresh:
-                if len(self._heads) >= CACHED_HEADS:
-                    self._heads.clear()
-                self._heads[key] = head
+            head = decode_head(spec, raw, self.limits)
+            if not head.fresh and len(raw) <= CACHED_HEAD:
+                if len(heads) >= CACHED_HEADS:
+                    heads.clear()
+                heads[raw] = head
         if head.size != body:
             raise ProtocolError(f"body of {body} bytes, but its tensors come to {head.size}")
-        return head
+        return head, floats
 
-    def _open_own(self, packet: tuple[int, int, int, int, int], body_at: int) -> None:
+    def _open_own(self, body_at: int, size: int) -> None:
         """Give the body its own buffer; what has come of it is copied there."""
-        kind, head_size, body_size, _, _ = packet
-        self._body = self._head(kind, self._view[body_at - head_size : body_at], body_size)
-        self._body_view = _memory(body_size)
+        assert self._packet is not None
+        kind = self._packet[2]
+        self._own_head = self._head(kind, self._start + PREFIX.size, body_at, size)
+        self._own = _memory(size)
         self._filled = self._end - body_at
-        self._body_view[: self._filled] = self._view[body_at : self._end]
+        self._own[: self._filled] = self._view[body_at : self._end]
         self._start = self._end
 
-    def _next_own(self) -> Message | None:
+    def _next_own(self) -> Message:
         assert self._packet is not None
-        assert self._body is not None
-        _, head_size, body_size, id, ms_left = self._packet
-        if self._filled < body_size:
-            return None
-        message = self._body.message(id, ms_left, self._body_view)
+        assert self._own is not None
+        assert self._own_head is not None
+        head, floats = self._own_head
+        _, _, _, head_size, body_size, id, ms_left = self._packet
+        message = head.message(floats, id, ms_left, self._own)
         self.size = PREFIX.size + head_size + body_size
-        self._packet = self._body = self._body_view = None
-        self._expect = 0
+        self._packet = self._own = self._own_head = None
+        self._expect = self.left = 0
         self._large = True
         return message
 
@@ -186,7 +218,7 @@ class Parser:
 
     def _renew(self, wanted: int) -> None:
         # Twice what came last, so that a steady stream fits and an idle connection holds little.
-        size = max(WINDOW[0], min(2 * self._expect, WINDOW[1]), wanted)
+        size = max(WINDOW[0], min(2 * self._expect + 64, WINDOW[1]), wanted)
         self._view = _memory(size)
         self._capacity = size
         self._start = self._end = 0

@@ -59,8 +59,10 @@ class Phase(Enum):
     CLOSED = "after Bye"
 
 
-_ASKED: Final = frozenset({Query, Fetch, Cancel, Ping, Pong, Bye})
-_ANSWERED: Final = frozenset({Result, Refusal, Chunk, Ping, Pong, Bye})
+_ASKS: Final = frozenset({Query, Fetch})
+_ANSWERS: Final = frozenset({Result, Refusal, Chunk})
+_ASKED: Final = _ASKS | {Cancel, Ping, Pong, Bye}
+_ANSWERED: Final = _ANSWERS | {Ping, Pong, Bye}
 
 LEGAL: Final[Mapping[tuple[Side, Phase], frozenset[Any]]] = {
     (Side.SERVER, Phase.HELLO): frozenset({Hello, Bye}),
@@ -101,13 +103,15 @@ class State:
     """One connection seen from one side: fed with every message received and every one sent."""
 
     __slots__ = (
-        "_began", "_greeted", "_heard", "_legal", "_pinged", "_timing", "credits", "outstanding",
-        "phase", "side",
+        "_began", "_greeted", "_heard", "_legal", "_pinged", "_timing", "credits", "draining",
+        "outstanding", "phase", "side",
     )  # fmt: skip
 
     def __init__(self, side: Side, now: float, timing: Timing | None = None) -> None:
         self.side = side
         self.phase = Phase.HELLO
+        self.draining = False
+        """Whether the phase is DRAINING."""
         self.credits = 0
         """How many ids may be outstanding."""
         self.outstanding: set[int] = set()
@@ -122,6 +126,7 @@ class State:
     def enter(self, phase: Phase) -> None:
         """Move on to `phase`."""
         self.phase = phase
+        self.draining = phase is Phase.DRAINING
         self._legal = LEGAL[self.side, phase]
 
     def received(self, message: Message) -> bool:
@@ -132,9 +137,9 @@ class State:
         kind = type(message)
         if kind not in self._legal:
             raise ProtocolError(f"{kind.__name__} is not allowed {self.phase.value}")
-        if kind is Query or kind is Fetch:
+        if kind in _ASKS:
             self._ask(message.id)  # type: ignore[union-attr]
-        elif kind is Result or kind is Refusal or kind is Chunk:
+        elif kind in _ANSWERS:
             self._answer(message)
         elif kind is Cancel:
             return message.id in self.outstanding  # type: ignore[union-attr]
@@ -145,28 +150,27 @@ class State:
                 raise ProtocolError("Hello came twice")
             self._greeted = True
         elif kind is Bye:
-            self.enter(
-                Phase.DRAINING
-                if message.code == "drain"  # type: ignore[union-attr]
-                and self.phase is not Phase.HELLO
-                else Phase.CLOSED
-            )
+            drains = message.code == "drain"  # type: ignore[union-attr]
+            open_ = self.phase is not Phase.HELLO
+            self.enter(Phase.DRAINING if drains and open_ else Phase.CLOSED)
         return True
 
-    def sent(self, message: Message, id: int) -> None:
-        """Account for a message of ours, before it is written. Raises ValueError for a wrong one:
+    def sent(self, message: Message, id: int | None) -> None:
+        """Account for a message of ours before it is written, under `id` if that is given.
 
-        an answer to what is not outstanding, or a query over the credits or of an id in use.
+        Raises ValueError for an answer to what is not outstanding, and for a query over the
+        credits or of an id in use.
         """
         kind = type(message)
-        if kind is Result or kind is Refusal or kind is Chunk:
+        if kind in _ANSWERS:
+            id = message.id if id is None else id  # type: ignore[union-attr]
             if id not in self.outstanding:
                 raise ValueError(f"{kind.__name__} for id {id}, which is not outstanding")
             if kind is not Chunk or _last(message):  # type: ignore[arg-type]
                 self.outstanding.discard(id)
-        elif kind is Query or kind is Fetch:
+        elif kind in _ASKS:
             try:
-                self._ask(id)
+                self._ask(message.id if id is None else id)  # type: ignore[union-attr]
             except ProtocolError as error:
                 raise ValueError(error.reason) from None
         elif kind is Welcome:

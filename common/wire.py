@@ -1,7 +1,7 @@
 """Packets: bytes in, messages out, and back. Limits first. No I/O.
 
 A packet is a fixed prefix (magic, version, kind, length of head, length of body, id, milliseconds
-left), a msgpack head that holds the message's other fields in order, and the tensors' data one
+left), a msgpack head that holds the message's other fields (see `Spec`), and the tensors' data one
 behind the other. The head describes each tensor as name -> [dtype, shape, codec, size].
 
 Everything a length could make us allocate is checked against `Limits` first. Whatever breaks a
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from struct import Struct
 from typing import Any, Final, get_args, get_type_hints
 
@@ -69,138 +69,168 @@ BEFORE_AUTH: Final = Limits(head=4096, body=0, decoded=0, tensors=0, dims=0, ite
 """Enough for a Hello."""
 
 
-@dataclass(frozen=True, slots=True)
+_FLOAT: Final = 0xCB
+"""msgpack's tag of a float64."""
+
+
 class Spec:
-    """How one kind of message is coded, derived from its dataclass."""
+    """How one kind of message is coded, derived from its dataclass.
 
-    build: type[Any]
-    names: tuple[str, ...]
-    checks: tuple[Check, ...]
-    get: Callable[[Any], Any]
-    tensors: int | None
-    addressed: bool
+    head: a msgpack list of the plain fields in order, then the tensors' description; behind the
+    list each float field as a msgpack float64. Floats are what changes from packet to packet, so
+    the list's bytes repeat and can be looked up. `id` and `ms_left` travel in the prefix.
+    """
 
-    @classmethod
-    def of(cls, build: type[Any]) -> Spec:
-        """Derive the coding from the fields of `build`."""
+    __slots__ = (
+        "addressed", "build", "checks", "floats", "get", "get_floats", "kind", "name", "order",
+        "plain", "tail", "tensors",
+    )  # fmt: skip
+
+    def __init__(self, build: type[Any]) -> None:
         hints = get_type_hints(build)
         every = [f.name for f in fields(build)]
-        names = tuple(n for n in every if n not in ("id", "ms_left"))
-        getter = attrgetter(*names) if names else None
-        return cls(
-            build=build,
-            names=names,
-            checks=tuple(check_of(hints[n]) for n in names),
-            get=(lambda m: ())
-            if getter is None
-            else getter
-            if len(names) > 1
-            else lambda m: (getter(m),),
-            tensors=names.index("tensors") if "tensors" in names else None,
-            addressed="id" in every,
-        )
+        self.build = build
+        self.kind: int = build.KIND
+        self.name = build.__name__
+        self.addressed = "id" in every
+        self.tensors = "tensors" in every
+        self.floats = tuple(n for n in every if hints[n] is float)
+        prefixed = ("id", "ms_left") if self.addressed else ()
+        self.plain = tuple(n for n in every if n not in ("tensors", *prefixed, *self.floats))
+        self.checks: tuple[Check, ...] = tuple(check_of(hints[n]) for n in self.plain)
+        self.get = _getter(self.plain)
+        self.get_floats = _getter(self.floats)
+        self.tail = Struct("!" + "Bd" * len(self.floats))
+        received = (*self.plain, *(["tensors"] if self.tensors else []), *self.floats, *prefixed)
+        self.order = _picker([received.index(n) for n in every])
+        """Puts fields as received into the order in which `build` takes them."""
 
 
-SPECS: Final = {kind.KIND: Spec.of(kind) for kind in get_args(Message)}
-_BY_TYPE: Final = {spec.build: (number, spec) for number, spec in SPECS.items()}
+def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    if not names:
+        return lambda message: ()
+    get = attrgetter(*names)
+    return get if len(names) > 1 else lambda message: (get(message),)
+
+
+def _picker(indices: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    return itemgetter(*indices) if len(indices) > 1 else lambda values: values
+
+
+SPECS: Final = {spec.kind: spec for spec in map(Spec, get_args(Message))}
+_BY_TYPE: Final = {spec.build: spec for spec in SPECS.values()}
 _pack = msgpack.Packer(autoreset=True).pack
 
 
 def encode(
-    message: Message, *, id: int | None = None, ms_left: int | None = None, version: int = 1
+    message: Message, id: int | None = None, ms_left: int | None = None, version: int = 1
 ) -> tuple[list[Buffer], int]:
     """The packet of `message` as buffers to gather, and its size in bytes.
 
     `id` and `ms_left` replace the message's own. The tensors' data are not copied: they must not
-    change before the buffers are written. Raises ValueError if a tensor's data are not contiguous.
+    change before the buffers are written. Raises ValueError for data that are not contiguous and
+    for fields msgpack cannot hold.
     """
-    number, spec = _BY_TYPE[type(message)]
-    values = list(spec.get(message))
+    spec = _BY_TYPE[type(message)]
     buffers: list[Buffer] = [b""]
     body = 0
-    if spec.tensors is not None:
-        described = {}
-        for name, tensor in values[spec.tensors].items():
-            data = tensor.data
-            if type(data) is memoryview and (data.itemsize != 1 or data.ndim != 1):
-                data = data.cast("B") if data.nbytes else b""
-            size = len(data)
-            described[name] = (tensor.dtype, tensor.shape, tensor.codec, size)
-            if size:
-                buffers.append(data)
-                body += size
-        values[spec.tensors] = described
+    try:
+        if spec.tensors:
+            described = {}
+            for name, tensor in message.tensors.items():  # type: ignore[union-attr]
+                data = tensor.data
+                if type(data) is memoryview and (data.itemsize != 1 or data.ndim != 1):
+                    data = data.cast("B") if data.nbytes else b""
+                size = len(data)
+                described[name] = (tensor.dtype, tensor.shape, tensor.codec, size)
+                if size:
+                    buffers.append(data)
+                    body += size
+            head = _pack((*spec.get(message), described))
+        else:
+            head = _pack(spec.get(message))
+        for value in spec.get_floats(message) if spec.floats else ():
+            head += _pack(float(value))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{spec.name} cannot be sent: {error}") from None
     if spec.addressed:
-        id = message.id if id is None else id  # type: ignore[union-attr]
-        ms_left = message.ms_left if ms_left is None else ms_left  # type: ignore[union-attr]
+        if id is None:
+            id = message.id  # type: ignore[union-attr]
+        if ms_left is None:
+            ms_left = message.ms_left  # type: ignore[union-attr]
     else:
         id, ms_left = 0, NO_DEADLINE
-    head = _pack(values)
-    buffers[0] = PREFIX.pack(MAGIC, version, number, len(head), body, id, ms_left) + head
-    return buffers, len(buffers[0]) + body
+    first = PREFIX.pack(MAGIC, version, spec.kind, len(head), body, id, ms_left) + head
+    buffers[0] = first
+    return buffers, len(first) + body
 
 
 Described = tuple[str, str, tuple[int, ...], str, int]
 """One tensor of a head: name, dtype, shape, codec, size."""
 
 
-@dataclass(frozen=True, slots=True)
 class Head:
-    """A decoded head; may serve many packets unless `fresh`: it then holds mutable values."""
+    """A decoded head without its floats. It may serve many packets unless `fresh`."""
 
-    spec: Spec
-    values: dict[str, Any]
-    tensors: tuple[Described, ...]
-    size: int
-    fresh: bool
+    __slots__ = ("fresh", "plain", "size", "spec", "tensors")
 
-    def message(self, id: int, ms_left: int, body: memoryview | None) -> Message:
+    def __init__(self, spec: Spec, plain: tuple[Any, ...], tensors: tuple[Described, ...]) -> None:
+        self.spec = spec
+        self.plain = plain
+        self.tensors = tensors
+        self.size = sum(t[4] for t in tensors)
+        """Bytes of body it asks for."""
+        self.fresh = any(type(v) is dict and v for v in plain)
+        """Whether it holds what a receiver could change, and so must not be shared."""
+
+    def message(
+        self, floats: tuple[float, ...], id: int, ms_left: int, body: memoryview | bytes
+    ) -> Message:
         """The message of one packet, its tensors as views over `body`."""
-        values = self.values
-        if self.spec.tensors is not None:
-            at = 0
+        spec = self.spec
+        received = self.plain
+        if spec.tensors:
             tensors = {}
-            for name, dtype, shape, codec, size in self.tensors:
-                assert body is not None or not size
-                data = body[at : at + size] if body is not None else b""
-                tensors[name] = Tensor(data, dtype, shape, codec)
-                at += size
-            values = {**values, "tensors": tensors}
-        if self.spec.addressed:
-            return self.spec.build(**values, id=id, ms_left=ms_left)  # type: ignore[no-any-return]
-        return self.spec.build(**values)  # type: ignore[no-any-return]
+            if len(self.tensors) == 1:
+                name, dtype, shape, codec, _ = self.tensors[0]
+                tensors[name] = Tensor(body, dtype, shape, codec)
+            else:
+                at = 0
+                for name, dtype, shape, codec, size in self.tensors:
+                    tensors[name] = Tensor(body[at : at + size], dtype, shape, codec)
+                    at += size
+            received = (*received, tensors, *floats)
+        if spec.addressed:
+            received = (*received, id, ms_left)
+        return spec.build(*spec.order(received))  # type: ignore[no-any-return]
 
 
-def decode_head(kind: int, head: Buffer, limits: Limits) -> Head:
-    """Decode and check a head. Raises ProtocolError."""
-    spec = SPECS[kind]
+def decode_floats(spec: Spec, view: memoryview, at: int) -> tuple[float, ...]:
+    """The floats behind the list of a head. Raises ProtocolError."""
+    found = spec.tail.unpack_from(view, at)
+    if found[::2].count(_FLOAT) != len(spec.floats):
+        raise ProtocolError(f"{spec.name} does not end in float64s")
+    return found[1::2]
+
+
+def decode_head(spec: Spec, head: bytes, limits: Limits) -> Head:
+    """Decode and check the list of a head. Raises ProtocolError."""
     try:
-        values = msgpack.unpackb(
-            head,
-            use_list=False,
-            max_str_len=limits.head,
-            max_bin_len=limits.head,
-            max_array_len=limits.items,
-            max_map_len=limits.items,
-            max_ext_len=0,
-        )
+        # What msgpack allocates is bounded by the bytes it is given.
+        values = msgpack.unpackb(head, use_list=False)
     except Exception as error:  # msgpack raises a dozen kinds, RecursionError among them
-        raise ProtocolError(f"head is not msgpack within the limits ({_brief(error)})") from None
-    name = spec.build.__name__
-    if type(values) is not tuple or len(values) != len(spec.names):
-        raise ProtocolError(f"head of {name} is not a list of {len(spec.names)} fields")
-    checked: dict[str, Any] = {}
-    tensors: tuple[Described, ...] = ()
-    for i, (field, check, value) in enumerate(zip(spec.names, spec.checks, values, strict=True)):
-        if i == spec.tensors:
-            tensors = _described(value, limits)
-            continue
+        reason = (str(error) or type(error).__name__)[:80]
+        raise ProtocolError(f"head of {spec.name} is not msgpack: {reason}") from None
+    wanted = len(spec.plain) + spec.tensors
+    if type(values) is not tuple or len(values) != wanted:
+        raise ProtocolError(f"head of {spec.name} is not a list of {wanted} fields")
+    plain = []
+    for name, check, value in zip(spec.plain, spec.checks, values, strict=False):
         try:
-            checked[field] = check(value, limits.text)
+            plain.append(check(value, limits.text, limits.items))
         except ValueError as error:
-            raise ProtocolError(f"{name}.{field}: {error}") from None
-    fresh = any(type(v) is dict and v for v in checked.values())
-    return Head(spec, checked, tensors, sum(t[4] for t in tensors), fresh)
+            raise ProtocolError(f"{spec.name}.{name}: {error}") from None
+    return Head(spec, tuple(plain), _described(values[-1], limits) if spec.tensors else ())
 
 
 def _described(value: Any, limits: Limits) -> tuple[Described, ...]:
@@ -231,7 +261,3 @@ def _described(value: Any, limits: Limits) -> tuple[Described, ...]:
             raise ProtocolError(f"tensor {name[:32]!r}: size does not fit shape and dtype")
         found.append((name, dtype, shape, codec, size))
     return tuple(found)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:80]
