@@ -24,7 +24,7 @@ from device.keeper import Gate
 from device.link import Link
 from device.pipeline import Pipeline
 from device.planner import Choice, Planner
-from device.strategy import Answer, Frame
+from device.strategy import Answer, Frame, Pixels
 from tests.device_stub import Stub, local_model, manifest, shade
 
 Reaction = Callable[[Query], Awaitable[Result]]
@@ -231,7 +231,11 @@ def test_a_slow_local_model_does_not_break_the_deadline(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(path: Path) -> Any:
-        return lambda pixels: time.sleep(0.4) or np.zeros(4, np.float32)
+        def model(pixels: Pixels) -> Any:
+            time.sleep(0.4)
+            return np.zeros(4, np.float32)
+
+        return model
 
     monkeypatch.setattr(inference, "load", load)
     answer = answered(bench.pipeline(FakeLink(connected=False), local=True, deadline=100.0))
@@ -255,7 +259,7 @@ def test_without_a_runtime_the_answer_says_what_to_install(
         answer = answered(made)
         assert answer.label is None
         assert answer.error is not None
-    assert "out of memory" in answer.error
+        assert "out of memory" in answer.error
     assert [r.message for r in caplog.records] == ["no local answers: pip install onnxruntime"]
 
 

@@ -343,7 +343,7 @@ def test_stored_shots_are_never_dropped_nor_read_far_ahead() -> None:
 
     async def main() -> list[int]:
         feed = Feed(Source(shots_of(20, taken)))
-        got = []
+        got: list[int] = []
         async for shot in feed:
             await asyncio.sleep(0.002)
             assert len(taken) - len(got) <= 5
