@@ -38,8 +38,8 @@ DTYPES: Final = {
 }  # fmt: skip
 """The dtypes that may travel (numpy names, little-endian) and their size in bytes."""
 
-CODECS: Final = frozenset({"raw", "lz4", "zstd", "zlib", "huffman", "packed", "jpeg", "mosaic"})
-"""The codecs that may be named; `codec` knows what they mean."""
+CODECS: Final = frozenset({"raw", "lz4", "zstd", "jpeg"})
+"""The codecs that may be named: the keys of `codec.CODECS`, which this file does not load."""
 
 
 @dataclass(frozen=True, slots=True)
