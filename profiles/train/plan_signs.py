@@ -18,6 +18,8 @@ from server.models.vit import VisionTransformer, ViTConfig
 
 SEEDS = signs.TRAINING[:16_000]
 CHOOSING = signs.CALIBRATION[:1_000]
+TRIED = 400
+"""How many of ``CHOOSING`` every setting of A-MOT is tried on."""
 REPORTED = signs.EVALUATION[:1_000]
 
 HALF = (0.5, 0.5, 0.5)
@@ -80,7 +82,8 @@ def train_local(job: Job) -> None:
 def make_profile(job: Job) -> None:
     """Choose A-MOT's settings on calibration scenes, measure on evaluation scenes, publish."""
     vit, model = _vit(job), _mae(job)
-    found = evaluate.choices(vit, model, scenes.load(CHOOSING).take(np.arange(400)))
+    data = scenes.load(CHOOSING)
+    found = evaluate.choices(vit, model, data.take(np.arange(min(TRIED, len(data)))))
     best = evaluate.choose(found, SHARE)
     reported = scenes.load(REPORTED)
     rounds = evaluate.two_rounds(vit, model, reported, best.r1, [best.r2])
