@@ -20,7 +20,7 @@ from bisect import insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import inf
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 PATIENCE = 1.0
 """Seconds after which a work without a deadline is as urgent as one that is due."""
@@ -49,22 +49,18 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-class Taken(NamedTuple, Generic[W]):
-    """`batch`: run these together now. `dropped`: cancelled or too late, never to run."""
-
-    batch: list[W]
-    dropped: list[W]
-
-
 class Estimate:
     """Predicted compute of n works: a + b * n by least squares, old batches fading out."""
 
-    __slots__ = ("_n", "_nn", "_nt", "_t", "_w", "at")
+    __slots__ = ("_n", "_nn", "_nt", "_t", "_w", "one", "until")
     FADE = 0.9
 
     def __init__(self) -> None:
         self._w = self._n = self._t = self._nn = self._nt = 0.0
-        self.at = -inf
+        self.one = 0.0
+        """`seconds(1)`, ready made."""
+        self.until = -inf
+        """When it is too old to declare a work hopeless."""
 
     def observe(self, n: int, seconds: float, now: float) -> None:
         """A batch of `n` took `seconds` and ended at `now`."""
@@ -74,7 +70,8 @@ class Estimate:
         self._t = self._t * fade + seconds
         self._nn = self._nn * fade + n * n
         self._nt = self._nt * fade + n * seconds
-        self.at = now
+        self.one = self.seconds(1)
+        self.until = now + FRESH
 
     def seconds(self, n: int) -> float:
         """Predicted seconds for `n` works; 0 while nothing is known.
@@ -123,29 +120,36 @@ class Batcher(Generic[W]):
             lane = self._open(work.key)
         if self.max_wait:
             self._note_company(lane, work)
-        if not lane.items:
-            self._busy[work.key] = lane
+        items = lane.items
         self._count += 1
-        insort(lane.items, (min(work.deadline, work.arrived + PATIENCE), self._count, work))
+        item = (min(work.deadline, work.arrived + PATIENCE), self._count, work)
+        if items:
+            insort(items, item)
+        else:
+            items.append(item)
+            self._busy[work.key] = lane
         self._waiting += 1
 
-    def take(self, now: float) -> Taken[W]:
-        """The batch to run now (empty: nothing is ready) and what was dropped on the way."""
-        taken: Taken[W] = Taken([], [])
+    def take(self, now: float) -> tuple[list[W], list[W]]:
+        """The batch to run now (empty: nothing is ready), and what is dropped, never to run."""
+        batch: list[W] = []
+        dropped: list[W] = []
         chosen: _Lane[W] | None = None
-        key: Hashable = None
         due = inf
-        for name, lane in list(self._busy.items()):
-            self._drop_dead_heads(lane, now, taken.dropped)
-            if not lane.items:
-                del self._busy[name]
-            elif (chosen is None or lane.items[0][0] < due) and self._start_by(lane) <= now:
-                chosen, key, due = lane, name, lane.items[0][0]
-        if chosen is not None:
-            self._fill(chosen, now, taken)
-            if not chosen.items:
+        for key, lane in list(self._busy.items()):
+            items = lane.items
+            while items and self._dead(lane, items[0][2], now):
+                dropped.append(items.pop(0)[2])
+            if not items:
                 del self._busy[key]
-        return taken
+            elif (chosen is None or items[0][0] < due) and self._start_by(lane) <= now:
+                chosen, due = lane, items[0][0]
+        if chosen is not None:
+            self._fill(chosen, now, batch, dropped)
+            if not chosen.items:
+                del self._busy[batch[0].key]
+        self._waiting -= len(batch) + len(dropped)
+        return batch, dropped
 
     def wake(self) -> float | None:
         """When `take` has something to do next; None: not before the next `add`."""
@@ -200,38 +204,32 @@ class Batcher(Generic[W]):
         tightest = min(item[2].deadline for item in lane.items)
         return min(oldest + self.max_wait, tightest - lane.estimate.seconds(waiting))
 
-    def _drop_dead_heads(self, lane: _Lane[W], now: float, dropped: list[W]) -> None:
-        items = lane.items
-        dead = 0
-        while dead < len(items) and self._dead(lane, items[dead][2], now):
-            dropped.append(items[dead][2])
-            dead += 1
-        if dead:
-            del items[:dead]
-            self._waiting -= dead
-
     def _dead(self, lane: _Lane[W], work: W, now: float) -> bool:
-        if work.cancelled or work.deadline <= now:
+        """Whether `work` is cancelled, late, or cannot end in time even alone."""
+        deadline = work.deadline
+        if work.cancelled or deadline <= now:
             return True
+        estimate = lane.estimate
         # An old estimate may be wrong with nothing running that could correct it: no trust in it.
-        trusted = now - lane.estimate.at < FRESH
-        return trusted and work.deadline < now + lane.estimate.seconds(1)
+        return deadline < now + estimate.one and now < estimate.until
 
-    def _fill(self, lane: _Lane[W], now: float, taken: Taken[W]) -> None:
-        """Move works from the lane into the batch while all of them can still end in time."""
-        batch = taken.batch
+    def _fill(self, lane: _Lane[W], now: float, batch: list[W], dropped: list[W]) -> None:
+        """Move works from the lane, whose head lives, into `batch` while all can end in time."""
+        items = lane.items
+        if len(items) == 1:
+            batch.append(items.pop()[2])
+            return
         tightest = inf
         used = 0
-        for _, _, work in lane.items:
+        for _, _, work in items:
             if len(batch) == self.max_batch:
                 break
             if self._dead(lane, work, now):
-                taken.dropped.append(work)
+                dropped.append(work)
             else:
                 tightest = min(tightest, work.deadline)
                 if batch and now + lane.estimate.seconds(len(batch) + 1) > tightest:
                     break
                 batch.append(work)
             used += 1
-        del lane.items[:used]
-        self._waiting -= used
+        del items[:used]

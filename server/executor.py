@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from math import inf
 from queue import Empty, SimpleQueue
 
@@ -121,6 +121,8 @@ class Executor:
         self.running_since: float | None = None
         """When the forward now running began."""
         self.failures_in_a_row = 0
+        self.turns = 0
+        """How often the thread has come round: a sign of life."""
 
     async def start(self) -> None:
         """Start the threads and warm every strategy on the thread that will run it.
@@ -177,13 +179,15 @@ class Executor:
     # On the threads.
 
     def _notify(self) -> None:
-        if not self._notified and self._finished:
+        if self._finished and not self._notified:
             self._notified = True
             self._call(self._deliver)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        try:
             self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.debug("the loop closed before the executor ended")
 
     def _finish(self, job: Job, refused: Refused | None = None) -> None:
         job.refused = refused
@@ -203,8 +207,9 @@ class Executor:
             return False
         try:
             work = self._strategies[job.query.strategy].prepare(job.query, job.recalled)
+            hash(work.key)  # it may hold what the device sent: fail here, not in the batcher
             job.key = work.key
-            hash(work.key)
+            job.work = work
         except Refused as refused:
             self._finish(job, refused)
             return False
@@ -212,7 +217,6 @@ class Executor:
             log.exception("prepare of strategy %s failed", job.query.strategy)
             self._finish(job, Refused("failed", f"prepare raised {type(error).__name__}"))
             return False
-        job.work = work
         return True
 
     def _guarded(self) -> None:
@@ -234,77 +238,79 @@ class Executor:
             self._call(self._ended.set)
 
     def _run(self) -> None:
+        inbox, batcher = self._inbox, self._batcher
         while not self._stopping:
-            self._receive()
-            taken = self._batcher.take(time.monotonic())
-            for job in taken.dropped:
+            self.turns += 1
+            if not batcher:
+                self._accept(inbox.get())
+            elif not inbox.qsize():
+                self._wait()
+            while inbox.qsize():
+                self._accept(inbox.get())
+            batch, dropped = batcher.take(time.monotonic())
+            for job in dropped:
                 self._finish(job, _dropped(job))
+            if batch:
+                if self._finished:
+                    self._notify()
+                self._forward(batch)
             self._notify()
-            if taken.batch:
-                self._forward(taken.batch)
-                self._notify()
-        self._receive()
-        for job in self._batcher.clear():
+        while inbox.qsize():
+            self._accept(inbox.get())
+        for job in batcher.clear():
             self._finish(job, Refused("draining", GOING, retryable=True))
 
-    def _receive(self) -> None:
-        """Move the inbox into the batcher, waiting only if there is nothing to run."""
-        inbox = self._inbox
-        if not inbox.qsize() and not self._stopping:
-            wake = self._batcher.wake()
-            wait = None if wake is None else wake - time.monotonic()
-            if wait is None or wait > 0:
-                try:
-                    self._accept(inbox.get(timeout=wait))
-                except Empty:
-                    return
-        for _ in range(inbox.qsize()):
-            self._accept(inbox.get())
+    def _wait(self) -> None:
+        """Wait for company for a batch that is held back."""
+        wake = self._batcher.wake()
+        if wake is not None and (wait := wake - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                self._accept(self._inbox.get(timeout=wait))
 
     def _accept(self, job: Job | None) -> None:
         if job is not None and (job.work is not None or self._prepare(job)):
             self._batcher.add(job)
 
     def _forward(self, batch: list[Job]) -> None:
+        query = batch[0].query
         began = time.monotonic()
         self.running_since = began
+        works = []
         for job in batch:
             job.started = began
-        strategy = self._strategies[batch[0].query.strategy]
-        outcomes, error = _run_forward(strategy, batch)
+            works.append(job.work)
+        try:
+            outcomes = self._strategies[query.strategy].forward(works)  # type: ignore[arg-type]
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} outcomes of {len(batch)} works")
+        except Exception as error:
+            self.running_since = None
+            self._failed(batch, error)
+            return
         ended = time.monotonic()
         self.running_since = None
+        self.failures_in_a_row = 0
+        self._batcher.observe(batch[0].key, len(batch), ended - began, ended)
+        self._metrics.batch(query.strategy, len(batch), ended - began)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.outcome = outcome
+        self._finished.extend(batch)
+
+    def _failed(self, batch: list[Job], error: Exception) -> None:
+        """Run the works of a batch that failed one by one, so that only the culprit fails."""
         key = batch[0].key
-        if error is None:
-            self.failures_in_a_row = 0
-            self._batcher.observe(key, len(batch), ended - began, ended)
-            self._metrics.batch(batch[0].query.strategy, len(batch), ended - began)
-            for job, outcome in zip(batch, outcomes, strict=True):
-                job.outcome = outcome
-                self._finish(job)
-        elif len(batch) > 1:
-            log.warning("a batch of %d of %s failed, so one by one: %s", len(batch), key, error)
-            for job in batch:
-                if job.cancelled or job.deadline <= time.monotonic():
-                    self._finish(job, _dropped(job))
-                else:
-                    self._forward([job])
-        else:
+        if len(batch) == 1:
             self.failures_in_a_row += 1
             log.error("forward of %s failed", key, exc_info=error)
             self._finish(batch[0], Refused("failed", f"forward raised {type(error).__name__}"))
-
-
-def _run_forward(
-    strategy: Strategy, batch: list[Job]
-) -> tuple[Sequence[Outcome], Exception | None]:
-    try:
-        outcomes = strategy.forward([job.work for job in batch if job.work is not None])
-        if len(outcomes) != len(batch):
-            raise RuntimeError(f"{len(outcomes)} outcomes of {len(batch)} works")
-    except Exception as error:
-        return [], error
-    return outcomes, None
+            return
+        log.warning("a batch of %d of %s failed, so one by one: %s", len(batch), key, error)
+        for job in batch:
+            if job.cancelled or job.deadline <= time.monotonic():
+                self._finish(job, _dropped(job))
+            else:
+                self._forward([job])
+            self._notify()
 
 
 def _dropped(job: Job) -> Refused:
