@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,6 +107,8 @@ class Cache:
         others = [path for path in directory.parent.iterdir() if path != directory]
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others[KEPT - 1 :]:
+            import shutil  # seldom needed, and it brings three compressors along
+
             shutil.rmtree(path, ignore_errors=True)
         return self.open(manifest.digest) or Bundle(manifest, directory / "files")
 
@@ -147,18 +147,18 @@ class Cache:
         return self._root / "servers" / re.sub(r"[^\w.-]", "_", server)
 
     def _write(self, path: Path, data: bytes) -> None:
+        # Another device on this machine may write the same file at the same time.
+        new = path.with_name(f".new-{os.getpid()}-{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
             try:
-                with os.fdopen(handle, "wb") as file:
+                with new.open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                Path(name).replace(path)
-            except BaseException:
-                Path(name).unlink()
-                raise
+                new.replace(path)
+            finally:
+                new.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"the cache {self._root} cannot be written ({error.strerror}): "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import signal
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import registry
+from common import journal, registry
 from common.errors import ConfigError, OffboardError
+from common.notify import notify, watch
 from common.settings import load, setting
 from device.library import PATIENCE, Offboard, offboard_connect
 from device.output import Printer, Summary
@@ -78,11 +78,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             table="device",
             description="Answer what is in each picture, with the help of an Offboard server.",
         )
-        logging.basicConfig(
-            level=settings.log.upper(),
-            format=f"%(asctime)s {PROG} %(levelname)s %(message)s",
-            stream=sys.stderr,
-        )
+        journal.configure(settings.log, f"%(asctime)s {PROG} %(levelname)s %(message)s")
         offboard, source = _prepared(settings)
         return _run(_stream(settings, offboard, source))
     except OffboardError as error:
@@ -167,6 +163,7 @@ async def _stream(settings: Settings, offboard: Offboard, source: Source) -> int
 
     def stop(number: signal.Signals) -> None:
         signals.append(number)
+        notify("STOPPING=1")
         task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -174,8 +171,10 @@ async def _stream(settings: Settings, offboard: Offboard, source: Source) -> int
     in_flight = settings.in_flight or (IN_FLIGHT_LIVE if source.live else IN_FLIGHT)
     summary = Summary()
     printer = Printer(as_json=settings.json, total=source.length)
+    watching = asyncio.create_task(watch(lambda: True))
     try:
         async with offboard, aclosing(offboard.stream(source, in_flight)) as answers:
+            notify("READY=1")
             async for answer in answers:
                 summary.add(answer)
                 printer.answer(answer, summary.frames)
@@ -183,6 +182,8 @@ async def _stream(settings: Settings, offboard: Offboard, source: Source) -> int
     except asyncio.CancelledError:
         if not signals:
             raise
+    finally:
+        watching.cancel()
     printer.summary(summary, offboard.dropped)
     if signals and signals[0] == signal.SIGINT:
         return INTERRUPTED

@@ -33,13 +33,15 @@ Adopt = Callable[[Bundle, Planner], Awaitable[None]]
 class Keeper:
     """Fetches bundles and hands each one that can be used to `adopt(bundle, planner)`.
 
+    `completed()` is called when all files of the adopted bundle are here.
+
     `server`: its address, under which the cache remembers the bundle. `trouble`: why there is no
     bundle for what the server now serves; None while all is well.
     """
 
     def __init__(
         self, client: Client, cache: Cache, server: str, choice: Choice, worker: Executor,
-        adopt: Adopt,
+        adopt: Adopt, completed: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self.trouble: OffboardError | None = None
         self.answered = asyncio.Event()
@@ -52,6 +54,7 @@ class Keeper:
         self._choice = choice
         self._worker = worker
         self._adopt = adopt
+        self._completed = completed
         self._changed = asyncio.Event()
         self._bundle: Bundle | None = None
 
@@ -133,7 +136,9 @@ class Keeper:
                 log.debug("no frame yet: fetching the rest of the bundle")
             await self._fetch(bundle, bundle.missing())
             log.info("bundle %r is complete", bundle.manifest.name)
-        self.complete.set()
+        if not self.complete.is_set():
+            self.complete.set()
+            await self._completed()
 
     async def _use(self, bundle: Bundle) -> None:
         planner = Planner(bundle.manifest, self._choice)

@@ -70,7 +70,13 @@ class Offboard:
             on_state=self._on_state,
         )
         self._keeper = Keeper(
-            self._client, Cache(cache), self._address, choice, self._worker, self._adopt
+            self._client,
+            Cache(cache),
+            self._address,
+            choice,
+            self._worker,
+            self._adopt,
+            self._completed,
         )
 
     async def __aenter__(self) -> Self:
@@ -207,6 +213,10 @@ class Offboard:
         self._pipeline = pipeline
         self._adopted.set()
         log.info("profile %r, strategy %s", bundle.manifest.name, planner.strategy)
+
+    async def _completed(self) -> None:
+        if self._pipeline is not None:
+            await self._pipeline.rehearse()
 
     def _trouble(self) -> str:
         return str(self._keeper.trouble or "no bundle from the server yet")

@@ -17,6 +17,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from common import registry
 from common.client import Reply
 from common.errors import ConfigError, ProtocolError, Refused, Unavailable
@@ -32,7 +34,9 @@ log = logging.getLogger("offboard.device")
 ANSWER_WAIT = 60.0
 """Seconds that a query without a deadline may take: nothing waits for ever."""
 FIRST_LOCAL = 1.0
-"""Seconds assumed for the local model until it has run once: it must be loaded, too."""
+"""Seconds assumed for the local model until it has run: it must be loaded, too."""
+REHEARSALS = 5
+"""The first run of a model is slow; the later ones tell how long it takes."""
 PAUSE = 0.05
 """Seconds before a refused query is tried again, doubled each time."""
 
@@ -77,7 +81,7 @@ class Pipeline:
         self._worker = worker
         self._patience = patience
         self._strategies: dict[str, Strategy] = {}
-        self._local_seconds = FIRST_LOCAL
+        self._local_seconds: float | None = None
         self._local_broken: str | None = None
 
     async def prepare(self) -> None:
@@ -91,6 +95,21 @@ class Pipeline:
                 await self._strategy(LOCAL)
             except ConfigError as error:
                 self._no_local(error)
+
+    async def rehearse(self) -> None:
+        """Load the local model and time it, if a deadline depends on how long it takes.
+
+        Without a deadline it is left alone: a runtime weighs as much as the rest of the device.
+        """
+        if self.planner.deadline_ms is None or not self._has_local:
+            return
+        size = self.bundle.manifest.input
+        blank = np.zeros((size.height, size.width, size.channels), dtype=np.uint8)
+        try:
+            for _ in range(REHEARSALS):
+                await self._local(Frame(0, "", blank, time.monotonic()), None, Cost())
+        except Unavailable as error:
+            log.debug("no rehearsal: %s", error)
 
     async def answer(self, frame: Frame) -> Answer:
         """The answer to `frame`. Raises nothing but CancelledError."""
@@ -125,7 +144,8 @@ class Pipeline:
         until = limit
         if plan.deadline_ms is not None and limit is not None and self._has_local:
             # Leave the local model its time, but never more than half of the frame's.
-            until = limit - min(self._local_seconds * 1.25, plan.deadline_ms / 2000.0)
+            local = FIRST_LOCAL if self._local_seconds is None else self._local_seconds
+            until = limit - min(local * 1.25, plan.deadline_ms / 2000.0)
         try:
             return await self._remote(frame, plan, cost, until, limit)
         except (Refused, Unavailable) as error:
@@ -237,10 +257,10 @@ class Pipeline:
             raise Unavailable(f"no local answer: {error}") from None
         if not isinstance(answer, Answer):
             raise TypeError("the local strategy asked a server")
+        # A slow run counts at once, a fast one little by little.
         seconds = time.monotonic() - started
-        if self._local_seconds == FIRST_LOCAL:
-            self._local_seconds = seconds
-        self._local_seconds = max(seconds, 0.9 * self._local_seconds)
+        known = self._local_seconds or 0.0
+        self._local_seconds = max(seconds, 0.8 * known)
         return answer
 
 

@@ -437,3 +437,25 @@ def test_a_cancelled_frame_cancels_its_query(bench: Bench) -> None:
 
     asyncio.run(main())
     assert cancelled == [True]
+
+
+def test_with_a_deadline_the_local_model_is_timed_beforehand(bench: Bench) -> None:
+    made = bench.pipeline(FakeLink(never), local=True, deadline=300.0)
+    asyncio.run(made.rehearse())
+    link = FakeLink(never)
+    made._client = link
+    answer = answered(made)
+    assert (answer.label, answer.source, answer.deadline_met) == ("light", "device", True)
+    (deadline,) = link.deadlines
+    assert deadline is not None
+    assert deadline > 0.2  # a local model this fast leaves the server nearly all of it
+
+
+def test_without_a_deadline_no_runtime_is_loaded_for_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> Any:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(inference, "load", load)
+    asyncio.run(bench.pipeline(FakeLink(), local=True).rehearse())
