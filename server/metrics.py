@@ -42,7 +42,7 @@ class Histogram:
         pairs = []
         for bound, count in zip((*self.bounds, float("inf")), list(self.counts), strict=True):
             total += count
-            pairs.append(("+Inf" if bound == float("inf") else f"{bound:g}", float(total)))
+            pairs.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
         return pairs
 
 
