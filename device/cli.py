@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -171,6 +172,8 @@ async def _stream(settings: Settings, offboard: Offboard, source: Source) -> int
     in_flight = settings.in_flight or (IN_FLIGHT_LIVE if source.live else IN_FLIGHT)
     summary = Summary()
     printer = Printer(as_json=settings.json, total=source.length)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(printer.make_room)
     watching = asyncio.create_task(watch(lambda: True))
     try:
         async with offboard, aclosing(offboard.stream(source, in_flight)) as answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -152,6 +153,11 @@ class Printer:
         self.clear()
         if not self._as_json:
             print("\n" + summary.table(dropped), file=self._out, flush=True)
+
+    def make_room(self, record: logging.LogRecord) -> bool:
+        """A logging filter: lets everything pass, on a line without a bar."""
+        self.clear()
+        return True
 
     def clear(self) -> None:
         """Take the bar away, so that what comes next stands on a line of its own."""

@@ -35,6 +35,8 @@ ANSWER_WAIT = 60.0
 """Seconds that a query without a deadline may take: nothing waits for ever."""
 FIRST_LOCAL = 1.0
 """Seconds assumed for the local model until it has run: it must be loaded, too."""
+LOCAL_MARGIN = 0.02
+"""Seconds that a busy device may need to come round to the local model."""
 REHEARSALS = 5
 """The first run of a model is slow; the later ones tell how long it takes."""
 PAUSE = 0.05
@@ -145,7 +147,7 @@ class Pipeline:
         if plan.deadline_ms is not None and limit is not None and self._has_local:
             # Leave the local model its time, but never more than half of the frame's.
             local = FIRST_LOCAL if self._local_seconds is None else self._local_seconds
-            until = limit - min(local * 1.25, plan.deadline_ms / 2000.0)
+            until = limit - min(local * 1.25 + LOCAL_MARGIN, plan.deadline_ms / 2000.0)
         try:
             return await self._remote(frame, plan, cost, until, limit)
         except (Refused, Unavailable) as error:
