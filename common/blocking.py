@@ -147,12 +147,12 @@ class BlockingClient:
         """Send `pending` and read until a message of its id is `done`."""
         end = pending.at
         self._connected(min(end, time.monotonic() + self._timeout))
-        while len(self._state.outstanding) >= self._state.credits:
-            self._take(self._receive(end))  # answers to what was given up
         id = self._book.fly(pending)
-        asked, left = pending.asked, pending.ms_left(time.monotonic())
         try:
-            pending.bytes_up = self._send(asked, end, id, left)
+            while len(self._state.outstanding) >= self._state.credits:
+                self._take(self._receive(end))  # answers to what was given up
+            left = pending.ms_left(time.monotonic())
+            pending.bytes_up = self._send(pending.asked, end, id, left)
             while True:
                 message = self._receive(end)
                 if not self._take(message) or getattr(message, "id", 0) != id:
@@ -189,9 +189,7 @@ class BlockingClient:
 
     def _connected(self, end: float) -> None:
         """Be connected by `end`, or raise Unavailable or Refused."""
-        if self._socket is not None and self._state.phase is not Phase.OPEN:
-            self._drop(Unavailable("the server went away"))
-        if self._socket is not None:
+        if self._socket is not None and self._caught_up(end):
             return
         if time.monotonic() < self._not_before:
             raise Unavailable(f"not connected: {self._trouble}")
@@ -210,6 +208,17 @@ class BlockingClient:
         self.welcome = message
         self._parser.limits, self._parser.version = self._limits, message.version
         self._backoff.succeeded()
+
+    def _caught_up(self, end: float) -> bool:
+        """Read what came since the last question; False if the connection is over."""
+        try:
+            while self._socket is not None and self._socket.ready():
+                self._take(self._receive(end))
+        except OffboardError:
+            self._not_before = -math.inf  # it worked until now: try again at once
+        if self._socket is not None and self._state.phase is not Phase.OPEN:
+            self._drop(Unavailable("the server went away"))
+        return self._socket is not None
 
     def _send(self, message: Message, end: float, id: int = 0, ms_left: int | None = None) -> int:
         """Write `message`; its size. Raises Unavailable if the link drops or is stuck."""

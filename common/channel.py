@@ -57,6 +57,7 @@ deadlines, credits and reconnection on top). `BlockingSocket` is the same for sc
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -240,6 +241,10 @@ class BlockingSocket:
         """Read what is there into `buffer`: its length in bytes, 0 at the end of the stream."""
         self._socket.settimeout(_left(end))
         return self._socket.recv_into(buffer)
+
+    def ready(self) -> bool:
+        """Whether there is something to receive, the end of the stream included."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def close(self) -> None:
         """Close the socket."""

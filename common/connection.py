@@ -374,13 +374,13 @@ class Channel(asyncio.BufferedProtocol):
             return
         # Closing with unread bytes would reset the connection and could take our Bye with it. So
         # end our half, read on, and close when the peer has closed or the linger is over.
-        if transport.can_write_eof() and self._state.phase is not Phase.CLOSED:
-            transport.resume_reading()
-            transport.write_eof()
-            self._timer = self._loop.call_later(self._timing.linger, transport.abort)
-        else:
+        self._timer = self._loop.call_later(self._timing.linger, transport.abort)
+        if self._state.phase is Phase.CLOSED or not transport.can_write_eof():
             transport.close()
-            self._timer = self._loop.call_later(self._timing.linger, transport.abort)
+        else:
+            transport.resume_reading()
+            with contextlib.suppress(OSError):  # the peer has reset the connection already
+                transport.write_eof()
         self._state.enter(Phase.CLOSED)
 
     def _ended(self, reason: str) -> None:

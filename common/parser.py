@@ -90,6 +90,8 @@ class Parser:
                     wanted += packet[4]
         elif not self._pinned:
             self._start = self._end = end = wanted = 0
+            if self._capacity > WINDOW[0] and self._capacity > 4 * self._expect:
+                self._renew(0)
         else:
             # One byte more than the packet expected: a read that fills its buffer is followed by
             # another one, in vain.
