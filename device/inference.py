@@ -19,10 +19,12 @@ THREADS = 1
 
 
 def load(path: Path) -> LocalModel:
-    """The model in `path` (.onnx). Raises ConfigError: no runtime, unknown kind, not that model."""
-    if path.suffix != ".onnx":
-        raise ConfigError(f"{path.name}: a local model is an .onnx file")
-    return _onnx(path)
+    """The model in `path`. Raises ConfigError: no runtime, unknown kind, not such a model."""
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if path.suffix == ".tflite":
+        return _litert(path)
+    raise ConfigError(f"{path.name}: a local model is an .onnx or a .tflite file")
 
 
 def _onnx(path: Path) -> LocalModel:
@@ -51,5 +53,35 @@ def _onnx(path: Path) -> LocalModel:
     def model(pixels: Pixels) -> npt.NDArray[np.float32]:
         (probabilities,) = session.run(["probabilities"], {"frame": pixels[None]})
         return np.asarray(probabilities[0], dtype=np.float32)
+
+    return model
+
+
+def _litert(path: Path) -> LocalModel:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            raise ConfigError(
+                "the local model needs LiteRT: pip install 'offboard[device-tflite]' "
+                "(or pip install ai-edge-litert)"
+            ) from None
+    try:
+        interpreter: Any = Interpreter(model_path=str(path), num_threads=THREADS)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{path.name} cannot be loaded by LiteRT: {error}") from None
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    # Converters rename tensors, so here it is the types that tell.
+    if [each["dtype"] for each in inputs + outputs] != [np.uint8, np.float32]:
+        raise ConfigError(f"{path.name} does not map uint8 frames to float32 probabilities")
+    source, target = inputs[0]["index"], outputs[0]["index"]
+
+    def model(pixels: Pixels) -> npt.NDArray[np.float32]:
+        interpreter.set_tensor(source, pixels[None])
+        interpreter.invoke()
+        return np.array(interpreter.get_tensor(target)[0], dtype=np.float32)
 
     return model

@@ -23,6 +23,35 @@ def test_an_onnx_model_gives_probabilities(tmp_path: Path) -> None:
         assert probabilities.argmax() == label == classify(shade(label)).argmax()
 
 
+def test_a_tflite_model_gives_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert.interpreter", reason="offboard[device-tflite] is missing")
+    from tests import litert_stub
+
+    (tmp_path / "local.onnx").write_bytes(local_model())
+    (tmp_path / "local.tflite").write_bytes(litert_stub.local_model())
+    one, other = (inference.load(tmp_path / f"local.{kind}") for kind in ("onnx", "tflite"))
+    for label in range(4):
+        probabilities = other(shade(label))
+        assert probabilities.shape == (4,)
+        assert probabilities.dtype == np.float32
+        assert np.allclose(probabilities, one(shade(label)), atol=1e-5)
+    first, kept = other(shade(0)), other(shade(0)).copy()
+    other(shade(3))
+    assert np.array_equal(first, kept)  # not a view of the interpreter's own memory
+    (tmp_path / "local.tflite").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match=r"local\.tflite cannot be loaded"):
+        inference.load(tmp_path / "local.tflite")
+
+
+def test_without_litert_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"pip install 'offboard\[device-tflite\]'"):
+        inference.load(tmp_path / "local.tflite")
+
+
 def test_without_a_runtime_it_is_said_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
