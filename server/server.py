@@ -77,7 +77,7 @@ def _strategies(settings: Settings, profile: Profile) -> Mapping[str, Strategy]:
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    serving = Serving(profile, settings.device, settings.max_batch)
+    serving = Serving(profile, settings.device, settings.batch)
     names = [name.strip() for name in settings.strategies.split(",") if name.strip()]
     made = strategies(serving, names or None)
     log.info(
@@ -104,13 +104,12 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, 0, number.name)
     metrics = Metrics()
-    decoders = settings.prepare_threads
     executor = Executor(
         strategies,
         max_wait=settings.max_wait_ms / 1e3,
-        max_batch=settings.max_batch,
+        max_batch=settings.batch,
         limit=settings.max_queue,
-        prepare_threads=decoders if decoders >= 0 else 0 if settings.device == "cpu" else 4,
+        prepare_threads=settings.decoders,
         metrics=metrics,
         on_death=lambda error: end(1, f"the executor died: {error!r}"),
     )

@@ -24,7 +24,7 @@ class Settings:
         "serve /metrics and /healthz there; off by default", default="", metavar="HOST:PORT"
     )
     max_wait_ms: float = setting("hold a batch back for company, at most", default=0.0)
-    max_batch: int = setting("works in one batch, at most", default=32)
+    max_batch: int = setting("works in one batch, at most; 0: 8 on a CPU, 32 on a GPU", default=0)
     max_queue: int = setting("queries waiting or running, at most", default=512)
     max_sessions: int = setting("devices at a time, at most", default=256)
     credits: int = setting("queries one device may have outstanding", default=32)
@@ -43,7 +43,7 @@ class Settings:
         """Raises ConfigError for a number out of range."""
         for name, least in (
             ("max_wait_ms", 0),
-            ("max_batch", 1),
+            ("max_batch", 0),
             ("max_queue", 1),
             ("max_sessions", 1),
             ("credits", 1),
@@ -56,6 +56,21 @@ class Settings:
             value = getattr(self, name)
             if not value >= least:
                 raise ConfigError(f"{name} is {value:g}: give at least {least}")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether models run on the CPU."""
+        return self.device == "cpu"
+
+    @property
+    def batch(self) -> int:
+        """Works in one batch. On a CPU larger batches only make their first works wait longer."""
+        return self.max_batch or (8 if self.on_cpu else 32)
+
+    @property
+    def decoders(self) -> int:
+        """Threads that decode. On a CPU they would compete with the forward for its cores."""
+        return self.prepare_threads if self.prepare_threads >= 0 else 0 if self.on_cpu else 4
 
     def secret(self) -> str:
         """The shared secret, "" if there is none. Raises ConfigError if the file has none."""

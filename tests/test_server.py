@@ -188,7 +188,7 @@ def test_a_signal_drains(directory: Path, profile: Profile, number: int) -> None
         (("--profile", "none-such"), {}, "no profile 'none-such'"),
         (("--profile", "PROFILE", "--listen", "0.0.0.0:0"), {}, "other machines could use"),
         (("--profile", "PROFILE", "--listen", "7070"), {}, "no HOST:PORT"),
-        (("--profile", "PROFILE", "--max-batch", "0"), {}, "max_batch is 0"),
+        (("--profile", "PROFILE", "--max-batch", "-1"), {}, "max_batch is -1"),
         (("--profile", "PROFILE", "--token-file", "/none"), {}, "--token-file /none"),
         (("--profile", "PROFILE"), {"OFFBOARD_CREDITS": "many"}, "OFFBOARD_CREDITS"),
         (("--profile", "PROFILE", "--device", "abacus"), {}, "give cpu, cuda or cuda:N"),
