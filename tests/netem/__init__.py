@@ -1,0 +1,1 @@
+"""The real pair over links shaped by the kernel: `./run netem`."""
