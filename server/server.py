@@ -20,8 +20,9 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 
-from common import channel
+from common import channel, journal
 from common.errors import ConfigError
+from common.notify import notify, watch
 from common.profile import Profile
 from common.profile import load as load_profile
 from common.settings import load as load_settings
@@ -29,7 +30,8 @@ from server.executor import Executor
 from server.listener import Listener, check_exposure, parse_address, show_address
 from server.memory import MemoryLimits
 from server.metrics import Endpoint, Metrics
-from server.service import Offer, Service, SessionLimits
+from server.pulse import Pulse
+from server.service import Offer, Service, SessionLimits, wire_limits
 from server.settings import Settings
 from server.strategy import Strategy
 
@@ -54,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             description="Serve a profile to devices.",
         )
         settings.check()
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
+        journal.configure(
+            settings.log_level,
+            "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
         )
         secret = settings.secret()
         host, port = parse_address(settings.listen)
@@ -123,9 +125,11 @@ async def _serve(
             memory=MemoryLimits(int(settings.memory_mb * 1e6), seconds=settings.memory_s),
         ),
         secret,
+        wire_limits(profile),
     )
     _add_gauges(metrics, service)
     await executor.start()
+    watching = asyncio.create_task(watch(Pulse(executor)))
     endpoint = None
     try:
         endpoint = _endpoint(settings, service)
@@ -136,12 +140,15 @@ async def _serve(
         address = show_address(host, listener.port)
         print(f"offboard-server ready on {address}", flush=True)
         log.info("ready on=%s profile=%s digest=%.12s", address, profile.name, service.offer.digest)
+        notify("READY=1")
         status, reason = await stop
+        notify("STOPPING=1")
         log.info("draining reason=%s devices=%d", reason, len(service.sessions))
         # A dead executor finishes nothing: do not wait for it.
         await listener.close("the server is going away", 0.0 if status else settings.grace_s)
     finally:
         await executor.stop(settings.grace_s)
+        watching.cancel()
         if endpoint is not None:
             endpoint.close()
     log.info("stopped status=%d", status)
