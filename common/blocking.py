@@ -237,14 +237,15 @@ class BlockingClient:
         """The next message. Raises TimeoutError at `end`, Unavailable if the link drops."""
         parser = self._parser
         try:
-            while (message := parser.next()) is None:
+            message = parser.next()
+            while message is None:
                 assert self._socket is not None
                 until = min(end, time.monotonic() + self._patience)
                 n = self._socket.receive(parser.get_buffer(), until)
                 if not n:
                     how = "cut in the middle of a packet" if parser.partial else "closed"
                     raise self._drop(Unavailable(f"{how} by the peer"))
-                parser.advance(n)
+                message = parser.next(n)
             self._state.received(message)
         except TimeoutError:
             raise

@@ -211,9 +211,8 @@ class Channel(asyncio.BufferedProtocol):
         if self.closing:
             return  # what still comes is read only so that the peer gets to our Bye
         parser = self._parser
-        parser.advance(nbytes)
         try:
-            message = parser.next()
+            message = parser.next(nbytes)
             while message is not None:
                 self.received = parser.size
                 if self._state.received(message):

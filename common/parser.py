@@ -1,20 +1,23 @@
 """Received bytes to messages, for any chunking. Owns the receive buffers. No I/O.
 
-    view = parser.get_buffer(); n = sock.recv_into(view); parser.advance(n)
-    while (message := parser.next()) is not None: ...
+    n = sock.recv_into(parser.get_buffer())
+    message = parser.next(n)
+    while message is not None: ...; message = parser.next()
 
 Where data land: small packets arrive in one window, and their bodies are copied out of it. A
 larger body that fits the window is handed out as a view, and the window is then left to whoever
-holds that view: bytes once handed out are never written again. A body that does not fit gets a
-buffer of its own and is received straight into it. Buffers are uninitialised numpy memory, freed
-when the last view goes, so malloc does the pooling.
+holds that view: bytes handed out are not written again before the last view is gone, which the
+window's reference count tells. A body that does not fit gets a buffer of its own and is received
+straight into it. Buffers are uninitialised numpy memory, so malloc does the pooling.
 """
 
 from __future__ import annotations
 
+from sys import getrefcount
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import ProtocolError
 from common.messages import Message
@@ -30,11 +33,12 @@ from common.wire import (
     decode_head,
 )
 
+Memory = npt.NDArray[np.uint8]
 Prefix = tuple[bytes, int, int, int, int, int, int]
 
 SMALL: Final = 4096
 """Bodies up to this many bytes are copied, so that they do not hold a window."""
-WINDOW: Final = (8 << 10, 256 << 10)
+WINDOW: Final = (8 << 10, 1 << 20)
 """Smallest and largest window in bytes."""
 CACHED_HEADS: Final = 32
 """Decoded heads kept for each kind of message."""
@@ -42,12 +46,17 @@ CACHED_HEAD: Final = 1024
 """Longest head in bytes that is worth keeping decoded."""
 
 
+ROOM: Final = 64 << 10
+UNHELD: Final = 3
+"""The reference count of a window that nobody looks into: the parser, its view, the call."""
+
+
 class Parser:
     """The receiving half of one connection. `limits` may be changed between two messages."""
 
     __slots__ = (
         "_capacity", "_end", "_expect", "_filled", "_heads", "_large", "_own", "_own_head",
-        "_packet", "_pinned", "_start", "_view", "left", "limits", "size", "version",
+        "_packet", "_pinned", "_start", "_view", "_window", "left", "limits", "size", "version",
     )  # fmt: skip
 
     def __init__(self, limits: Limits = BEFORE_AUTH) -> None:
@@ -65,7 +74,8 @@ class Parser:
         self._filled = 0
         self._expect = 0
         self._large = False
-        self._view = _memory(WINDOW[0])
+        self._window = _memory(WINDOW[0])
+        self._view = self._window.data
         self._capacity = WINDOW[0]
         self._start = self._end = 0
         self._pinned = False
@@ -88,8 +98,9 @@ class Parser:
                 wanted = PREFIX.size + packet[3]
                 if wanted + packet[4] <= WINDOW[1]:
                     wanted += packet[4]
-        elif not self._pinned:
+        elif not self._pinned or getrefcount(self._window) == UNHELD:
             self._start = self._end = end = wanted = 0
+            self._pinned = False
             if self._capacity > WINDOW[0] and self._capacity > 4 * self._expect:
                 self._renew(0)
         else:
@@ -103,19 +114,18 @@ class Parser:
             return self._view[end : end + SMALL]
         return self._view[end:]
 
-    def advance(self, n: int) -> None:
-        """`n` bytes were received into the last buffer."""
-        if self._own is not None:
-            self._filled += n
-        else:
-            self._end += n
-            if n > self._expect:
-                self._expect = n
+    def next(self, received: int = 0) -> Message | None:
+        """The next whole message, or None, after `received` bytes came into the last buffer.
 
-    def next(self) -> Message | None:
-        """The next whole message, or None. Raises ProtocolError; the parser is then of no use."""
+        Raises ProtocolError; the parser is then of no use.
+        """
         if self._own is not None:
+            self._filled += received
             return self._next_own() if self._filled == len(self._own) else None
+        if received:
+            self._end += received
+            if received > self._expect:
+                self._expect = received
         start = self._start
         packet = self._packet
         if packet is None:
@@ -131,14 +141,14 @@ class Parser:
             if end - start > WINDOW[1] and body_at <= self._end:
                 self._open_own(body_at, body_size)
             return None
-        view = self._view
         head, floats = self._head(kind, start + PREFIX.size, body_at, body_size)
         body: memoryview | bytes
         if body_size > SMALL:
-            body = view[body_at:end]
+            # A memoryview of its own, so that whoever holds it shows in the window's count.
+            body = self._window.data[body_at:end]
             self._pinned = True
         elif body_size:
-            body = memoryview(bytearray(view[body_at:end]))
+            body = memoryview(bytearray(self._view[body_at:end]))
         else:
             body = b""
         self._packet = None
@@ -191,7 +201,7 @@ class Parser:
         assert self._packet is not None
         kind = self._packet[2]
         self._own_head = self._head(kind, self._start + PREFIX.size, body_at, size)
-        self._own = _memory(size)
+        self._own = _memory(size).data
         self._filled = self._end - body_at
         self._own[: self._filled] = self._view[body_at : self._end]
         self._start = self._end
@@ -219,14 +229,17 @@ class Parser:
         self._start, self._end = 0, n
 
     def _renew(self, wanted: int) -> None:
-        # Twice what came last, so that a steady stream fits and an idle connection holds little.
-        size = max(WINDOW[0], min(2 * self._expect + 64, WINDOW[1]), wanted)
-        self._view = _memory(size)
+        # What came last and room for more, so that a steady stream fits, a burst makes the window
+        # grow, and an idle connection holds little.
+        roomy = self._expect + min(self._expect, ROOM) + 64
+        size = max(WINDOW[0], min(roomy, WINDOW[1]), wanted)
+        self._window = _memory(size)
+        self._view = self._window.data
         self._capacity = size
         self._start = self._end = 0
         self._pinned = False
 
 
-def _memory(size: int) -> memoryview:
+def _memory(size: int) -> Memory:
     """Uninitialised memory: zeroing it would cost more than the parsing."""
-    return np.empty(size, np.uint8).data
+    return np.empty(size, np.uint8)

@@ -30,9 +30,8 @@ def parse(data: bytes, limits: Limits = DEFAULT) -> Message | None:
         view = parser.get_buffer()
         n = min(len(view), len(data) - at)
         view[:n] = data[at : at + n]
-        parser.advance(n)
         at += n
-        message = parser.next()
+        message = parser.next(n)
         if message is not None:
             return message
     return None
