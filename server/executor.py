@@ -103,6 +103,7 @@ class Executor:
         self._strategies = strategies
         self._batcher: Batcher[Job] = Batcher(max_wait=max_wait, max_batch=max_batch)
         self._limit = limit
+        self._at_once = 4 * max_batch
         self._metrics = metrics or Metrics()
         self._on_death = on_death
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
@@ -225,6 +226,7 @@ class Executor:
                 strategy.warm()
         except Exception as error:
             self._call(self._warm.set_exception, error)
+            self._call(self._ended.set)
             return
         self._call(self._warm.set_result, None)
         try:
@@ -245,7 +247,8 @@ class Executor:
                 self._accept(inbox.get())
             elif not inbox.qsize():
                 self._wait()
-            while inbox.qsize():
+            # Not the whole inbox: decoding a long one would keep the accelerator waiting.
+            for _ in range(min(inbox.qsize(), self._at_once)):
                 self._accept(inbox.get())
             batch, dropped = batcher.take(time.monotonic())
             for job in dropped:

@@ -11,7 +11,6 @@ from common import channel
 from common.channel import Channel
 from common.errors import ConfigError, Refused
 from common.protocol import Timing
-from common.wire import DEFAULT, Limits
 from server.service import Service
 from server.session import Session
 
@@ -63,14 +62,13 @@ class Listener:
         host: str,
         port: int,
         *,
-        limits: Limits = DEFAULT,
         timing: Timing | None = None,
     ) -> Listener:
         """Listen on `host`:`port` (0: any free port). Raises ConfigError if that cannot be."""
         self = cls(service, timing)
         try:
             self._listener = await channel.serve(
-                host, port, self._attach, limits=limits, timing=self._timing
+                host, port, self._attach, limits=service.wire, timing=self._timing
             )
         except OSError as error:
             where = show_address(host, port)

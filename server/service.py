@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from common.profile import Profile
+from common.wire import DEFAULT, Limits
 from server.executor import Executor
 from server.memory import MemoryLimits
 from server.metrics import Metrics
@@ -66,15 +67,26 @@ class SessionLimits:
     memory: MemoryLimits = field(default_factory=MemoryLimits)
 
 
+def wire_limits(profile: Profile) -> Limits:
+    """What one packet may hold: a raw frame of twice the input's sides, and never under 4 MiB.
+
+    Hundreds of queries may wait, each with its packet, so the protocol's own 64 MiB is too much.
+    """
+    shape = profile.manifest.input
+    body = max(4 << 20, 4 * shape.height * shape.width * shape.channels)
+    return Limits(body=body, decoded=body)
+
+
 @dataclass(slots=True)
 class Service:
-    """One server's state. `token` "": every device is welcome."""
+    """One server's state. `token` "": every device is welcome. `wire`: limits once let in."""
 
     offer: Offer
     executor: Executor
     metrics: Metrics
     limits: SessionLimits = field(default_factory=SessionLimits)
     token: str = ""
+    wire: Limits = DEFAULT
     draining: bool = False
     sessions: set[Session] = field(default_factory=set)
     """Devices that have authenticated."""

@@ -29,7 +29,6 @@ from common.messages import (
     Tensor,
     Welcome,
 )
-from common.wire import DEFAULT
 from server.executor import Job
 from server.memory import NOTHING, Memory, Recalled
 from server.service import BundleFile, Service
@@ -106,7 +105,7 @@ class Session:
                 profile=offer.profile,
                 digest=offer.digest,
                 strategies=offer.strategies,
-                packet_limit=DEFAULT.packet,
+                packet_limit=service.wire.packet,
                 credits=service.limits.credits,
             )
         )

@@ -14,6 +14,7 @@ import numpy as np
 
 from common.codec import encode
 from common.messages import Query
+from common.wire import DEFAULT, Limits
 from server.executor import Executor
 from server.listener import Listener
 from server.metrics import Metrics
@@ -109,13 +110,14 @@ async def running(
     limits: SessionLimits | None = None,
     token: str = "",
     bundle: Mapping[str, BundleFile] = BUNDLE,
+    wire: Limits = DEFAULT,
     **executor: Any,
 ) -> AsyncIterator[Running]:
     """A server on a free loopback port, drained at the end. `executor`: Executor's arguments."""
     metrics = Metrics()
     runner = Executor(strategies, metrics=metrics, **executor)
     offer = Offer("scripted", "d" * 64, tuple(sorted(strategies)), bundle)
-    service = Service(offer, runner, metrics, limits or SessionLimits(), token)
+    service = Service(offer, runner, metrics, limits or SessionLimits(), token, wire)
     await runner.start()
     listener = await Listener.open(service, "127.0.0.1", 0)
     try:

@@ -207,6 +207,26 @@ def test_late_and_cancelled_jobs_never_reach_the_accelerator(threads: int) -> No
     drive(strategy, test, prepare_threads=threads)
 
 
+def test_a_long_inbox_is_not_decoded_before_the_accelerator_gets_work() -> None:
+    prepared: list[int] = []
+    strategy = Scripted(
+        hold=threading.Event(), on_prepare=lambda q: prepared.append(len(strategy.forwards))
+    )
+
+    async def test(bench: Bench) -> None:
+        bench.submit(query(0))
+        await entered(strategy)
+        for value in range(40):
+            bench.submit(query(value))
+        assert strategy.hold is not None
+        strategy.hold.set()
+        await bench.finished(41)
+        assert max(prepared.count(forwards) for forwards in set(prepared)) <= 1 + 4 * 2
+        assert max(map(len, strategy.forwards)) == 2
+
+    drive(strategy, test, max_batch=2)
+
+
 def test_it_is_full_at_its_limit_and_empties() -> None:
     strategy = Scripted(hold=threading.Event())
 
@@ -276,6 +296,7 @@ def test_what_fails_to_warm_does_not_start() -> None:
         executor = Executor({"scripted": Unwarmable()})
         with pytest.raises(MemoryError, match="no room"):
             await executor.start()
+        await executor.stop()
 
     asyncio.run(main())
 
@@ -284,7 +305,7 @@ class Unhashable(Scripted):
     """Makes a key of what the device sent, which may be a list."""
 
     def prepare(self, asked: Query, memory: Memory) -> Work:
-        return Work(([],), {})
+        return Work(([],), {})  # type: ignore[arg-type]
 
 
 def test_a_key_that_is_no_key_fails_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from common.messages import (
     Query,
     Refusal,
     Result,
+    Tensor,
 )
-from common.wire import DEFAULT, VERSIONS
+from common.wire import DEFAULT, VERSIONS, Limits
 from server.memory import MemoryLimits
 from server.service import BundleFile, SessionLimits
 from server.session import CHUNK
@@ -390,6 +392,22 @@ def test_a_device_that_takes_too_little_is_told() -> None:
                 await connect("127.0.0.1", server.port, hello(packet_limit=4096), Peer())
 
     asyncio.run(main())
+
+
+def test_a_packet_larger_than_the_profile_needs_ends_its_connection_only() -> None:
+    async def test(server: Running, peer: Peer) -> None:
+        other = await join(server)
+        assert other.channel.welcome is not None
+        assert other.channel.welcome.packet_limit == server.service.wire.packet
+        large = Tensor(bytes(server.service.wire.body + 1), "uint8", (1,), "zstd")
+        other.channel._peer_limit = 1 << 30  # a device that does not care
+        other.channel.send(replace(query(), tensors={"x": large}), id=1)
+        await soon(lambda: bool(other.closed))
+        assert "body" in other.closed
+        peer.channel.send(query(5), id=1)
+        assert row(await peer.answer(1)) == [5.0, 1.0]
+
+    converse(Scripted(), test, wire=Limits(body=100_000))
 
 
 def test_queries_in_flight_are_answered_while_draining() -> None:
