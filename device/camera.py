@@ -50,6 +50,8 @@ def _shots(capture: Any, *, live: bool) -> Iterator[Shot]:
     try:
         while True:
             ok, bgr = capture.read()
+            if not ok and live:
+                raise OSError("the camera gives no more pictures")
             if not ok:
                 return
             captured = time.monotonic() if live else None

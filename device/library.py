@@ -140,7 +140,7 @@ class Offboard:
         ended = False
         try:
             while True:
-                if taking is None and not ended and len(running) < in_flight:
+                if taking is None and not ended and len(running) < self._width(in_flight):
                     taking = asyncio.create_task(_next(feed))
                 ready = [task for task in running if task.done()]
                 if ready and (source.live or running[0] is ready[0]):
@@ -148,10 +148,10 @@ class Offboard:
                     yield ready[0].result()
                     continue
                 heads = running if source.live else list(running)[:1]
-                waits = {*heads, taking} - {None}
+                waits: set[asyncio.Task[Any]] = {*heads} if taking is None else {*heads, taking}
                 if not waits:
                     break
-                await asyncio.wait({w for w in waits if w}, return_when="FIRST_COMPLETED")
+                await asyncio.wait(waits, return_when="FIRST_COMPLETED")
                 if taking is not None and taking.done():
                     shot, taking = taking.result(), None
                     if shot is None:
@@ -166,41 +166,54 @@ class Offboard:
             for task in (*running, *([taking] if taking else [])):
                 await _stop(task)
 
+    def _width(self, in_flight: int) -> int:
+        """Frames under way at once: answers of the device itself come one after the other."""
+        return 1 if self._pipeline is not None and self._pipeline.alone else in_flight
+
     async def _answer(self, shot: Shot) -> Answer:
+        """The answer to one shot; asked again if the server came back with another profile."""
         started = time.monotonic()
-        pipeline = await self._ready(shot)
+        answer, pipeline = await self._attempt(shot, started)
+        changed = self._stale() or self._pipeline is not pipeline
+        if answer.label is None and pipeline is not None and changed:
+            answer, _ = await self._attempt(shot, started)
+        self._keeper.answered.set()
+        return answer
+
+    async def _attempt(self, shot: Shot, started: float) -> tuple[Answer, Pipeline | None]:
+        pipeline = await self._ready(started if shot.captured is None else shot.captured)
         if pipeline is None:
-            error = failed(f"unavailable: {self._trouble()}", strategy="none", frame=shot.name)
-            return _late(error, shot.captured or started)
+            error = f"unavailable: {self._keeper.trouble or 'no bundle from the server yet'}"
+            return _failed(error, "none", shot, started), None
         size = pipeline.bundle.manifest.input
         loop = asyncio.get_running_loop()
         try:
             frame = await loop.run_in_executor(self._worker, shot.frame, size.height, size.width)
-        except (OSError, ValueError) as problem:
+        except Exception as problem:  # decoders raise all kinds of errors on broken files
             text = problem.strerror if isinstance(problem, OSError) else None
-            error = failed(
-                f"unreadable: {text or problem}",
-                strategy=pipeline.planner.strategy,
-                frame=shot.name,
-            )
-            return _late(error, shot.captured or started)
-        answer = await pipeline.answer(frame)
-        self._keeper.answered.set()
-        return answer
+            error = f"unreadable: {text or problem}"
+            return _failed(error, pipeline.planner.strategy, shot, started), None
+        return await pipeline.answer(frame), pipeline
 
-    async def _ready(self, shot: Shot) -> Pipeline | None:
-        """The pipeline; None if there is still none when this frame must be answered."""
-        if self._pipeline is None:
+    async def _ready(self, began: float) -> Pipeline | None:
+        """The pipeline for what the server serves, or after `patience` whichever there is."""
+        if not self._adopted.is_set():
             end = self._since + self.patience
             if self._deadline_ms is not None:
-                began = shot.captured or time.monotonic()
                 end = min(end, began + self._deadline_ms / 1000.0 * 0.95)
             try:
                 async with asyncio.timeout(max(end - time.monotonic(), 0.0)):
                     await self._adopted.wait()
             except TimeoutError:
-                log.debug("frame %s: no bundle yet", shot.name)
+                log.debug("no bundle for what the server serves")
         return self._pipeline
+
+    def _stale(self) -> bool:
+        """Whether the server is there and serves another profile than the adopted one."""
+        welcome = self._client.welcome
+        if self._pipeline is None or welcome is None or not self._client.connected:
+            return False
+        return welcome.digest != self._pipeline.bundle.manifest.digest
 
     async def _adopt(self, bundle: Bundle, planner: Planner) -> None:
         """Answer by this bundle from now on."""
@@ -211,15 +224,13 @@ class Offboard:
         await pipeline.prepare()
         pipeline.down_since = self._since if self._down else None
         self._pipeline = pipeline
-        self._adopted.set()
+        if not self._stale():
+            self._adopted.set()
         log.info("profile %r, strategy %s", bundle.manifest.name, planner.strategy)
 
     async def _completed(self) -> None:
         if self._pipeline is not None:
             await self._pipeline.rehearse()
-
-    def _trouble(self) -> str:
-        return str(self._keeper.trouble or "no bundle from the server yet")
 
     def _on_state(self, connected: bool, reason: str) -> None:
         if self._down == connected:
@@ -228,6 +239,8 @@ class Offboard:
         if self._pipeline is not None:
             self._pipeline.down_since = None if connected else self._since
         if connected:
+            if self._stale():
+                self._adopted.clear()
             self._keeper.link_changed()
 
 
@@ -324,5 +337,7 @@ async def _stop(task: asyncio.Task[Any]) -> None:
     await asyncio.wait([task], timeout=5.0)
 
 
-def _late(answer: Answer, started: float) -> Answer:
-    return replace(answer, latency_ms=(time.monotonic() - started) * 1000.0)
+def _failed(error: str, strategy: str, shot: Shot, started: float) -> Answer:
+    began = started if shot.captured is None else shot.captured
+    answer = failed(error, strategy=strategy, frame=shot.name)
+    return replace(answer, latency_ms=(time.monotonic() - began) * 1000.0)

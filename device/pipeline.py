@@ -35,8 +35,6 @@ ANSWER_WAIT = 60.0
 """Seconds that a query without a deadline may take: nothing waits for ever."""
 FIRST_LOCAL = 1.0
 """Seconds assumed for the local model until it has run: it must be loaded, too."""
-LOCAL_MARGIN = 0.02
-"""Seconds that a busy device may need to come round to the local model."""
 REHEARSALS = 5
 """The first run of a model is slow; the later ones tell how long it takes."""
 PAUSE = 0.05
@@ -130,24 +128,22 @@ class Pipeline:
         return cost.stamp(answer, frame, plan, time.monotonic())
 
     @property
+    def alone(self) -> bool:
+        """Whether the next frame would be answered on the device: then one at a time is best."""
+        plan = self.planner.plan(connected=self._client.connected, local=self._has_local)
+        return plan.strategy == LOCAL
+
+    @property
     def _has_local(self) -> bool:
         return self._local_broken is None and self.bundle.can(LOCAL)
 
     async def _answer(self, frame: Frame, plan: Plan, cost: Cost) -> Answer:
-        limit = None
-        if plan.deadline_ms is not None:
-            whole = plan.deadline_ms / 1000.0
-            limit = frame.captured + whole - min(0.01, whole / 20)
+        until, limit = self._times(frame, plan)
         if plan.strategy == LOCAL:
             answer = await self._local(frame, limit, cost)
             if self.planner.strategy != LOCAL:
                 answer = replace(answer, degraded="server unavailable: not connected")
             return answer
-        until = limit
-        if plan.deadline_ms is not None and limit is not None and self._has_local:
-            # Leave the local model its time, but never more than half of the frame's.
-            local = FIRST_LOCAL if self._local_seconds is None else self._local_seconds
-            until = limit - min(local * 1.25 + LOCAL_MARGIN, plan.deadline_ms / 2000.0)
         try:
             return await self._remote(frame, plan, cost, until, limit)
         except (Refused, Unavailable) as error:
@@ -158,6 +154,20 @@ class Pipeline:
             except Unavailable as second:
                 raise Unavailable(f"{error}; and {second}") from None
             return replace(answer, degraded=f"server {_text(error)}")
+
+    def _times(self, frame: Frame, plan: Plan) -> tuple[float | None, float | None]:
+        """When round one must be back, and when there must be an answer (time.monotonic).
+
+        The first leaves the local model its time on a busy device, but at most half of it all.
+        """
+        if plan.deadline_ms is None:
+            return None, None
+        whole = plan.deadline_ms / 1000.0
+        limit = frame.captured + whole - min(0.01, whole / 20)
+        if not self._has_local:
+            return limit, limit
+        local = FIRST_LOCAL if self._local_seconds is None else self._local_seconds
+        return limit - min(local * 1.5 + whole / 10, whole / 2), limit
 
     async def _remote(
         self, frame: Frame, plan: Plan, cost: Cost, until: float | None, limit: float | None

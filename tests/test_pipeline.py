@@ -166,14 +166,14 @@ def test_a_second_round_that_is_late_costs_no_answer(bench: Bench) -> None:
         return await (never(query) if query.step == "supply" else link.classify(query))
 
     link.react = react
-    answer = answered(bench.pipeline(link, "amot", local=True, deadline=150.0))
+    answer = answered(bench.pipeline(link, "amot", local=True, deadline=600.0))
     assert (answer.label, answer.rounds, answer.deadline_met) == ("light", 1, True)
     assert answer.degraded is not None
     first, second = link.deadlines
     assert first is not None
     assert second is not None
-    assert first <= 0.08  # half the frame's time is the local model's
-    assert 0.08 < second <= 0.15  # the provisional answer needs no time for a local one
+    assert first <= 0.3  # half the frame's time is the local model's
+    assert 0.3 < second <= 0.6  # the provisional answer needs no time for a local one
 
 
 # No answer from the server.
@@ -440,7 +440,7 @@ def test_a_cancelled_frame_cancels_its_query(bench: Bench) -> None:
 
 
 def test_with_a_deadline_the_local_model_is_timed_beforehand(bench: Bench) -> None:
-    made = bench.pipeline(FakeLink(never), local=True, deadline=300.0)
+    made = bench.pipeline(FakeLink(never), local=True, deadline=1000.0)
     asyncio.run(made.rehearse())
     link = FakeLink(never)
     made._client = link
@@ -448,7 +448,7 @@ def test_with_a_deadline_the_local_model_is_timed_beforehand(bench: Bench) -> No
     assert (answer.label, answer.source, answer.deadline_met) == ("light", "device", True)
     (deadline,) = link.deadlines
     assert deadline is not None
-    assert deadline > 0.2  # a local model this fast leaves the server nearly all of it
+    assert deadline > 0.6  # a local model this fast leaves the server nearly all of it
 
 
 def test_without_a_deadline_no_runtime_is_loaded_for_nothing(

@@ -310,7 +310,11 @@ def test_cameras_are_live_and_videos_are_not(
     (tmp_path / "clip.mp4").touch()
     for text, live in (("camera:0", True), (str(tmp_path / "clip.mp4"), False)):
         source = open_source(text)
-        shots = list(source.shots())
+        stream = source.shots()
+        shots = [next(stream) for _ in range(3)]
+        # A video ends; a camera that does has failed.
+        with pytest.raises(OSError if live else StopIteration):
+            next(stream)
         assert source.live is live
         assert [shot.captured is not None for shot in shots] == [live] * 3
         assert shots[0].frame(8, 8).pixels[0, 0].tolist() == [0, 0, 255]  # from BGR
@@ -398,4 +402,4 @@ def test_a_closed_feed_lets_its_thread_go() -> None:
     end = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.005)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
