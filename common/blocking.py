@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from ssl import SSLContext
 from types import TracebackType
-from typing import TypeVar
+from typing import Final
 
 from common.backoff import Backoff
 from common.channel import BlockingSocket
@@ -40,7 +40,8 @@ from common.pending import Book, Pending, Reply
 from common.protocol import Phase, Side, State
 from common.wire import BEFORE_AUTH, DEFAULT, VERSIONS, Limits, encode
 
-T = TypeVar("T")
+FRESH: Final = 0.1
+"""Seconds for which a connection is believed to stand since something was heard."""
 
 
 class BlockingClient:
@@ -76,6 +77,7 @@ class BlockingClient:
         self._socket: BlockingSocket | None = None
         self._parser = Parser(BEFORE_AUTH)
         self._state = State(Side.DEVICE, 0.0)
+        self._heard = -math.inf
 
     def __enter__(self) -> BlockingClient:
         self._connected(time.monotonic() + self._timeout)
@@ -211,6 +213,8 @@ class BlockingClient:
 
     def _caught_up(self, end: float) -> bool:
         """Read what came since the last question; False if the connection is over."""
+        if time.monotonic() - self._heard < FRESH and self._state.phase is Phase.OPEN:
+            return True
         try:
             while self._socket is not None and self._socket.ready():
                 self._take(self._receive(end))
@@ -247,6 +251,7 @@ class BlockingClient:
                     raise self._drop(Unavailable(f"{how} by the peer"))
                 message = parser.next(n)
             self._state.received(message)
+            self._heard = time.monotonic()
         except TimeoutError:
             raise
         except OSError as error:

@@ -61,8 +61,8 @@ import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from ssl import SSLContext
-from typing import Any, TypeVar, cast
+from ssl import SSLContext, SSLWantReadError, SSLWantWriteError
+from typing import Any, Final, TypeVar, cast
 
 from common.connection import Channel, Handler
 from common.errors import OffboardError, Refused, Unavailable
@@ -82,6 +82,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+LONGEST: Final = 86_400.0
+"""Seconds that one wait for a blocking socket may last."""
 
 
 class Listener:
@@ -219,36 +222,58 @@ class BlockingSocket:
     def __init__(self, host: str, port: int, end: float, ssl: SSLContext | None = None) -> None:
         self._socket = socket.create_connection((host, port), timeout=_left(end))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tls = ssl is not None
         if ssl is not None:
             self._socket = ssl.wrap_socket(self._socket, server_hostname=host)
-        self._gathers = ssl is None
+        # A timeout of Python's own would cost an ioctl for every change of it.
+        self._socket.setblocking(False)
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self._socket, select.POLLIN)
+        self._writable.register(self._socket, select.POLLOUT)
 
     def send(self, buffers: list[Buffer], end: float) -> None:
         """Write all of `buffers`."""
-        if not self._gathers:
-            self._socket.settimeout(_left(end))
-            self._socket.sendall(b"".join(buffers))
-            return
+        if self._tls:
+            buffers = [b"".join(buffers)]
         while buffers:
-            self._socket.settimeout(_left(end))
-            sent = self._socket.sendmsg(buffers)
-            while buffers and sent >= len(buffers[0]):
-                sent -= len(buffers.pop(0))
-            if sent:
-                buffers[0] = memoryview(buffers[0])[sent:]
+            try:
+                sent = self._send(buffers)
+            except SSLWantReadError:
+                self._wait(self._readable, end)
+            except (BlockingIOError, SSLWantWriteError):
+                self._wait(self._writable, end)
+            else:
+                while buffers and sent >= len(buffers[0]):
+                    sent -= len(buffers.pop(0))
+                if sent:
+                    buffers[0] = memoryview(buffers[0])[sent:]
 
     def receive(self, buffer: memoryview, end: float) -> int:
         """Read what is there into `buffer`: its length in bytes, 0 at the end of the stream."""
-        self._socket.settimeout(_left(end))
-        return self._socket.recv_into(buffer)
+        if not self._tls:  # with TLS the bytes may have been read already
+            self._wait(self._readable, end)
+        while True:
+            try:
+                return self._socket.recv_into(buffer)
+            except (BlockingIOError, SSLWantReadError):
+                self._wait(self._readable, end)
+            except SSLWantWriteError:
+                self._wait(self._writable, end)
 
     def ready(self) -> bool:
         """Whether there is something to receive, the end of the stream included."""
-        return bool(select.select([self._socket], [], [], 0)[0])
+        return bool(self._readable.poll(0))
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def _send(self, buffers: list[Buffer]) -> int:
+        return self._socket.send(buffers[0]) if self._tls else self._socket.sendmsg(buffers)
+
+    def _wait(self, for_what: select.poll, end: float) -> None:
+        if not for_what.poll(min(_left(end), LONGEST) * 1000):
+            raise TimeoutError
 
 
 def _left(end: float) -> float:
