@@ -1,0 +1,1 @@
+"""Benches: each prints a table, and flat rows as JSON where asked."""
