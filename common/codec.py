@@ -6,6 +6,7 @@ bytes cannot ask for gigabytes. Each library is imported on first use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 def _size(tensor: Tensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
 def _array(data: Any, tensor: Tensor) -> Array:
