@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,9 @@ async def _measure(code: str, *arguments: str) -> Row:
     return report
 
 
-async def measure(profile: Profile, repeats: int) -> list[Row]:
+async def measure(
+    profile: Profile, repeats: int, libraries: Mapping[str, str] = LIBRARIES
+) -> list[Row]:
     """One row per process: medians of rss_mib, import_ms and start_ms, and `ratio` of memory.
 
     start_ms: from the start of the process to the end of its imports. ratio: resident memory over
@@ -169,7 +171,7 @@ async def measure(profile: Profile, repeats: int) -> list[Row]:
             if strategy in profile.manifest.strategies
         ]
         runs += [
-            (None, name, _LIBRARY.format(module=module), []) for name, module in LIBRARIES.items()
+            (None, name, _LIBRARY.format(module=module), []) for name, module in libraries.items()
         ]
         rows = []
         for strategy, name, code, arguments in runs:

@@ -102,6 +102,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def answered(pipeline: Pipeline, label: int = 2, index: int = 7) -> Answer:
     async def main() -> Answer:
+        await pipeline.prepare()  # as before any stream: the first frame need not wait for imports
         frame = Frame(index, f"{index}.jpg", shade(label), time.monotonic())
         return await pipeline.answer(frame)
 

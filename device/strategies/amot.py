@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng  # loaded here, not amid the first frame
 
 from common import patches
 from common.codec import encode
@@ -54,7 +55,7 @@ class Amot:
         params = {**self.params, **plan.params}
         total = self.input.patches
         count = max(1, round(params["r1"] * total))
-        sampled = patches.sample(count, total, np.random.default_rng(frame.index))
+        sampled = patches.sample(count, total, default_rng(frame.index))
         bitmap = np.frombuffer(patches.pack(sampled, total), dtype=np.uint8)
         first = yield Query(
             NAME,
