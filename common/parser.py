@@ -47,6 +47,9 @@ CACHED_HEAD: Final = 1024
 
 
 ROOM: Final = 64 << 10
+"""Most bytes a window has beyond the packet expected."""
+SLACK: Final = 64
+"""Bytes beyond that: a read that fills its buffer is followed by another one, in vain."""
 UNHELD: Final = 3
 """The reference count of a window that nobody looks into: the parser, its view, the call."""
 
@@ -101,12 +104,10 @@ class Parser:
         elif not self._pinned or getrefcount(self._window) == UNHELD:
             self._start = self._end = end = wanted = 0
             self._pinned = False
-            if self._capacity > WINDOW[0] and self._capacity > 4 * self._expect:
+            if self._capacity > max(WINDOW[0] + SLACK, 4 * self._expect):
                 self._renew(0)
         else:
-            # One byte more than the packet expected: a read that fills its buffer is followed by
-            # another one, in vain.
-            wanted = min(self._expect + 1, WINDOW[1])
+            wanted = min(self._expect, WINDOW[1]) + SLACK
         if self._start + wanted > self._capacity:
             self._move(wanted)
             end = self._end
@@ -231,8 +232,8 @@ class Parser:
     def _renew(self, wanted: int) -> None:
         # What came last and room for more, so that a steady stream fits, a burst makes the window
         # grow, and an idle connection holds little.
-        roomy = self._expect + min(self._expect, ROOM) + 64
-        size = max(WINDOW[0], min(roomy, WINDOW[1]), wanted)
+        roomy = self._expect + min(self._expect, ROOM)
+        size = max(WINDOW[0], min(roomy, WINDOW[1]), wanted) + SLACK
         self._window = _memory(size)
         self._view = self._window.data
         self._capacity = size

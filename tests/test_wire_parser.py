@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import ProtocolError
 from common.messages import Message, Ping, Query, Tensor
-from common.parser import CACHED_HEADS, SMALL, WINDOW, Parser
+from common.parser import CACHED_HEADS, SLACK, SMALL, WINDOW, Parser
 from common.wire import BEFORE_AUTH, DEFAULT, PREFIX, Limits, encode
 from tests.packets import EXAMPLES, messages, packet
 
@@ -199,7 +199,7 @@ def test_an_idle_connection_holds_little() -> None:
     parser = Parser(DEFAULT)
     feed(parser, packet(big(1, 200_000)) * 3)
     feed(parser, packet(Ping(id=1)) * 2)
-    assert len(parser.get_buffer(-1)) <= WINDOW[0]
+    assert len(parser.get_buffer(-1)) <= WINDOW[0] + SLACK
 
 
 def test_heads_that_never_repeat_do_not_pile_up() -> None:
