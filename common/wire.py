@@ -46,7 +46,7 @@ CODECS: Final = frozenset({"raw", "lz4", "zstd", "jpeg"})
 class Limits:
     """What a peer may send. Lengths in bytes unless said otherwise.
 
-    `decoded`: what one tensor may come to once decoded. `text`: characters of one string.
+    `decoded`: what the tensors of a packet may come to once decoded. `text`: characters of one string.
     `items`: entries of one list or map in the head. Nesting is bounded by the messages' types.
     """
 
@@ -240,6 +240,7 @@ def _described(value: Any, limits: Limits) -> tuple[Described, ...]:
     if len(value) > limits.tensors:
         raise ProtocolError(f"{len(value)} tensors, {limits.tensors} allowed")
     found = []
+    decoded = 0
     for name, entry in value.items():
         if type(name) is not str or not 0 < len(name) <= limits.text:
             raise ProtocolError("a tensor's name is not a short string")
@@ -255,8 +256,9 @@ def _described(value: Any, limits: Limits) -> tuple[Described, ...]:
         if any(type(n) is not int or n < 0 for n in shape) or type(size) is not int or size < 0:
             raise ProtocolError(f"tensor {name[:32]!r}: a length is not a natural number")
         length = math.prod(shape) * DTYPES[dtype]
-        if length > limits.decoded:
-            raise ProtocolError(f"tensor {name[:32]!r} is over {limits.decoded} bytes")
+        decoded += length
+        if decoded > limits.decoded:
+            raise ProtocolError(f"tensors come to over {limits.decoded} bytes once decoded")
         if codec == "raw" and length != size:
             raise ProtocolError(f"tensor {name[:32]!r}: size does not fit shape and dtype")
         found.append((name, dtype, shape, codec, size))
