@@ -1,6 +1,6 @@
 """The server's contract: Work, Memory, Strategy(prepare, forward).
 
-`prepare` runs on the CPU in the session and may refuse one query without harming its neighbours;
+`prepare` runs on a CPU thread off the event loop and may refuse one query without harming others;
 `forward` runs works of one batch key on the accelerator's thread.
 """
 
