@@ -5,6 +5,7 @@ A device model takes "frame" uint8 [1, H, W, 3] and gives "probabilities" float3
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def load(path: Path) -> LocalModel:
 
 
 def _onnx(path: Path) -> LocalModel:
+    # Since 1.29 its Linux wheels report models and sessions to their maker, unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,3 +79,19 @@ def test_a_model_of_other_names_is_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "local.onnx")
     with pytest.raises(ConfigError, match="not 'frame' to 'probabilities'"):
         inference.load(tmp_path / "local.onnx")
+
+
+def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry would leave an identifier and a database in the home directory."""
+    (tmp_path / "local.onnx").write_bytes(local_model())
+    home = tmp_path / "home"
+    home.mkdir()
+    script = "import sys, pathlib; from device import inference; "
+    script += "inference.load(pathlib.Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "local.onnx")],
+        check=True,
+        cwd=Path(__file__).resolve().parent.parent,
+        env={"PATH": os.defpath, "HOME": str(home)},
+    )
+    assert not list(home.rglob("*"))
