@@ -81,7 +81,7 @@ def test_strangers_are_few_and_have_little_time() -> None:
     async def main() -> None:
         limits = SessionLimits(strangers=2)
         async with running({"scripted": Scripted()}, limits=limits) as server:
-            door = await Listener.open(server.service, "127.0.0.1", 0, timing=Timing(hello=0.2))
+            door = await Listener.open(server.service, "127.0.0.1", 0, timing=Timing(hello=0.8))
             silent = [socket.create_connection(("127.0.0.1", door.port)) for _ in range(2)]
             await soon(lambda: len(server.service.strangers) == 2)
             with pytest.raises((Refused, Unavailable), match="not authenticated"):
