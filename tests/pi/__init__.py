@@ -1,0 +1,1 @@
+"""The device in Raspberry Pi OS's base, emulated: `./run pi`."""

@@ -1,0 +1,1 @@
+"""The services under a real systemd, in user-mode Linux: `./run systemd`."""
