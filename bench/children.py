@@ -20,10 +20,10 @@ from common.errors import OffboardError
 class Child:
     """One `bench.rivals.harness` process that speaks in lines.
 
-    realtime: run it before everything else on this machine, where that is permitted.
+    It runs before everything else on this machine, where that is permitted.
     """
 
-    def __init__(self, *args: str, realtime: bool = False) -> None:
+    def __init__(self, *args: str) -> None:
         self.name = " ".join(args)
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "bench.rivals.harness", *args],
@@ -32,9 +32,8 @@ class Child:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        if realtime:
-            with contextlib.suppress(PermissionError):
-                os.sched_setscheduler(self._process.pid, os.SCHED_RR, os.sched_param(1))
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(self._process.pid, os.SCHED_RR, os.sched_param(1))
         self._lines: Queue[str] = Queue()
         threading.Thread(target=self._pump, daemon=True).start()
 
@@ -92,13 +91,13 @@ class Child:
 class Rival:
     """A server and its client, running."""
 
-    def __init__(self, name: str, realtime: bool, patience: float = 120.0) -> None:
+    def __init__(self, name: str, patience: float = 300.0) -> None:
         self.name = name
-        self._server = Child(name, "serve", realtime=realtime)
+        self._server = Child(name, "serve")
         self._drive: Child | None = None
         try:
             port = self._server.read(patience).strip()
-            self._drive = Child(name, "drive", port, realtime=realtime)
+            self._drive = Child(name, "drive", port)
             self.burst(1000, 1, 0.05, patience)  # LitServe says its port before it listens
         except OffboardError:
             self.end()

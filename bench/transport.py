@@ -61,7 +61,7 @@ def label(name: str) -> str:
     return line.removeprefix("LABEL = ").strip('"')
 
 
-def start(names: Sequence[str], realtime: bool) -> tuple[list[Rival], list[Row]]:
+def start(names: Sequence[str]) -> tuple[list[Rival], list[Row]]:
     """Start what is installed; a row with the error for what is not or does not start."""
     running: list[Rival] = []
     missing: list[Row] = []
@@ -71,7 +71,7 @@ def start(names: Sequence[str], realtime: bool) -> tuple[list[Rival], list[Row]]
         try:
             if absent:
                 raise OffboardError(f"not installed: {', '.join(absent)} (extra: bench)")
-            running.append(Rival(name, realtime))
+            running.append(Rival(name))
         except OffboardError as error:
             print(f"{name}: left out: {error}", file=sys.stderr)
             missing.append({"bench": "transport", "config": name, "error": str(error)})
@@ -221,11 +221,11 @@ def markdown(rows: Sequence[Row], said: Sequence[str], command: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def run(
-    names: Sequence[str], sizes: Sequence[int], rounds: int, seconds: float, realtime: bool
-) -> list[Row]:
+def run(names: Sequence[str], sizes: Sequence[int], rounds: int, seconds: float) -> list[Row]:
     """Start, measure and end `names`, raw sockets first."""
-    rivals, missing = start(("raw", *names), realtime)
+    if not names:
+        return []
+    rivals, missing = start(("raw", *names))
     try:
         return missing + measure(rivals, sizes, rounds, seconds)
     finally:
@@ -245,10 +245,10 @@ def main() -> int:
     names = [n for n in (*OURS, *RIVALS) if only is None or n in only]
     serving = [n for n in SERVING if only is None or n in only]
     rounds, seconds = (3, 0.1) if options.quick else (7, 0.15)
-    rows = run(names, (10_000, 45_000) if options.quick else SIZES, rounds, seconds, True)
+    rows = run(names, (10_000, 45_000) if options.quick else SIZES, rounds, seconds)
     if serving and not options.quick:
         # Their own run: raw sockets and Offboard are measured again beside them.
-        rows += run(["offboard", *serving], (10_000, 150_000), 5, 0.5, False)
+        rows += run(["offboard", *serving], (10_000, 150_000), 5, 0.4)
     said = verdicts(rows)
     print(machine(), *said, sep="\n")
     if options.json:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import grpc
@@ -12,12 +11,13 @@ import grpc.aio
 
 from bench.rivals.harness import REPLY, Ask, AsyncDrive, ready, uvloop_loop
 
-LABEL = "gRPC aio: bytes in, bytes out, one channel, no size limit"
+LABEL = "gRPC aio: bytes in, bytes out, a connection each, no size limit, uvloop"
 
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
@@ -51,5 +51,4 @@ async def _connect(port: int) -> Ask:
 
 def drive(port: int) -> AsyncDrive:
     """See the package."""
-    shared = not os.environ.get("GRPC_CHANNELS")
-    return AsyncDrive(port, _connect, uvloop_loop(), shared=shared)
+    return AsyncDrive(port, _connect, uvloop_loop())
