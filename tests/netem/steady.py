@@ -9,12 +9,19 @@ import pytest
 
 from tests.netem.cases import ROUGH, STEADY, right, timely
 from tests.netem.conftest import TABLES
+from tests.netem.net import Shape
 from tests.netem.world import World
 
 Reference = dict[str, list[dict[str, Any]]]
 FRAMES = {"1mbps": 8}
 USUAL = 14
 DEADLINE = 8000.0
+NEAR = 0.2
+"""How far the estimate may be from the truth."""
+TELLS = 10.0
+"""Milliseconds that a frame's bytes must take on the link for its throughput to be told."""
+CLOCK = 2.0
+"""Milliseconds that a kernel with other work adds to a round trip."""
 LIMIT = "latency against the limit: bytes / bandwidth + round trip + compute, medians in ms"
 TABLES[LIMIT] = [
     f"{'link':<8}{'strategy':<10}{'rounds':>7}{'bytes up':>10}{'limit':>9}{'p50':>9}{'ratio':>7}"
@@ -36,6 +43,7 @@ def test_steady(link: str, strategy: str, here: World, open_link: Reference) -> 
         assert row["degraded"] is None, row
     if any(row["rounds"] for row in rows):
         note(link, strategy, rows)
+        estimated(shape, rows)
 
 
 @pytest.mark.parametrize("link", ROUGH)
@@ -45,6 +53,15 @@ def test_rough(link: str, strategy: str, here: World, open_link: Reference) -> N
     assert len(rows) == USUAL
     right(rows, open_link[strategy], open_link.get("local", []))
     timely(rows, DEADLINE)
+
+
+def estimated(shape: Shape, rows: list[dict[str, Any]]) -> None:
+    """The device knows the link: latency is not taken for low bandwidth."""
+    last = rows[-1]
+    assert abs(last["link_rtt_ms"] - shape.rtt) <= NEAR * shape.rtt + CLOCK, last
+    carried = [(row["bytes_up"] + row["bytes_down"]) / row["rounds"] for row in rows]
+    if min(carried) * 8.0 / (shape.rate * 1000.0) >= TELLS:
+        assert abs(last["link_mbps"] / shape.rate - 1.0) <= NEAR, last
 
 
 def note(link: str, strategy: str, rows: list[dict[str, Any]]) -> None:
@@ -64,5 +81,5 @@ def note(link: str, strategy: str, rows: list[dict[str, Any]]) -> None:
         f"{link:<8}{strategy:<10}{statistics.fmean(r['rounds'] for r in warm):>7.2f}"
         f"{statistics.fmean(r['bytes_up'] for r in warm):>10.0f}{statistics.median(limits):>9.1f}"
         f"{statistics.median(latencies):>9.1f}{ratio:>7.2f}"
-        f"{rows[-1].get('link_mbps') or 0:>11.2f}{rows[-1].get('link_rtt_ms') or 0:>10.1f}"
+        f"{rows[-1]['link_mbps'] or 0:>11.2f}{rows[-1]['link_rtt_ms'] or 0:>10.1f}"
     )

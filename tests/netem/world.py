@@ -17,7 +17,7 @@ from typing import Any
 from tests.netem.net import HOSTS, Net
 
 SERVER = f"{HOSTS['server']}:7070"
-BOOT = 120.0
+BOOT = 300.0
 """Seconds the server may take to get ready."""
 RUN = 120.0
 """Seconds one device may take."""
