@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -35,8 +36,9 @@ ANSWER_WAIT = 60.0
 """Seconds that a query without a deadline may take: nothing waits for ever."""
 FIRST_LOCAL = 1.0
 """Seconds assumed for the local model until it has run: it must be loaded, too."""
+LOCAL_RUNS = 9
+"""Runs whose median tells how long the local model takes: one slow run must not rob the server."""
 REHEARSALS = 5
-"""The first run of a model is slow; the later ones tell how long it takes."""
 PAUSE = 0.05
 """Seconds before a refused query is tried again, doubled each time."""
 
@@ -81,7 +83,7 @@ class Pipeline:
         self._worker = worker
         self._patience = patience
         self._strategies: dict[str, Strategy] = {}
-        self._local_seconds: float | None = None
+        self._local_runs: deque[float] = deque(maxlen=LOCAL_RUNS)
         self._local_broken: str | None = None
 
     async def prepare(self) -> None:
@@ -166,7 +168,8 @@ class Pipeline:
         limit = frame.captured + whole - min(0.01, whole / 20)
         if not self._has_local:
             return limit, limit
-        local = FIRST_LOCAL if self._local_seconds is None else self._local_seconds
+        runs = sorted(self._local_runs)
+        local = runs[len(runs) // 2] if runs else FIRST_LOCAL
         return limit - min(local * 1.5 + whole / 10, whole / 2), limit
 
     async def _remote(
@@ -269,10 +272,7 @@ class Pipeline:
             raise Unavailable(f"no local answer: {error}") from None
         if not isinstance(answer, Answer):
             raise TypeError("the local strategy asked a server")
-        # A slow run counts at once, a fast one little by little.
-        seconds = time.monotonic() - started
-        known = self._local_seconds or 0.0
-        self._local_seconds = max(seconds, 0.8 * known)
+        self._local_runs.append(time.monotonic() - started)
         return answer
 
 

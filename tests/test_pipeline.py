@@ -460,3 +460,25 @@ def test_without_a_deadline_no_runtime_is_loaded_for_nothing(
 
     monkeypatch.setattr(inference, "load", load)
     asyncio.run(bench.pipeline(FakeLink(), local=True).rehearse())
+
+
+def test_one_slow_run_of_the_local_model_does_not_rob_the_server(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = [0.5, 0.0, 0.0, 0.0, 0.0]
+
+    def load(path: Path) -> Any:
+        def model(pixels: Pixels) -> Any:
+            time.sleep(pauses.pop(0) if pauses else 0.0)
+            return np.array([0.1, 0.1, 0.7, 0.1], np.float32)
+
+        return model
+
+    monkeypatch.setattr(inference, "load", load)
+    link = FakeLink()
+    made = bench.pipeline(link, local=True, deadline=1000.0)
+    asyncio.run(made.rehearse())
+    answered(made)
+    (deadline,) = link.deadlines
+    assert deadline is not None
+    assert deadline > 0.7
