@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.errors import ConfigError, Refused
 from common.messages import Query, Refusal, Result
+from device import keeper
 from device import picture as pictures
 from device.library import address, offboard_connect, offboard_connect_blocking
 from device.source import Shot, Source
@@ -218,12 +219,16 @@ def test_a_strategy_waits_for_the_files_it_needs() -> None:
     run(main)
 
 
-def test_the_rest_of_the_bundle_delays_no_answer() -> None:
+def test_the_rest_of_the_bundle_delays_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "QUIET", 60.0)
+
     async def main() -> None:
         async with Stub(local=True) as stub, offboard_connect(stub.address) as offboard:
             assert stub.fetched == [""]
+            await asyncio.sleep(0.05)
+            assert stub.fetched == [""]
             await offboard.infer(shade(1))
-            await offboard.complete(5.0)
+            await offboard._keeper.complete.wait()
             assert stub.fetched == ["", "device/local.onnx"]
 
     run(main)

@@ -482,3 +482,13 @@ def test_one_slow_run_of_the_local_model_does_not_rob_the_server(
     (deadline,) = link.deadlines
     assert deadline is not None
     assert deadline > 0.7
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_without_a_server_the_local_model_is_loaded_before_the_first_frame(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    loaded: list[Path] = []
+    monkeypatch.setattr(inference, "load", loaded.append)
+    asyncio.run(bench.pipeline(FakeLink(connected=connected), local=True).prepare())
+    assert len(loaded) == (0 if connected else 1)
