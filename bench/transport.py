@@ -51,7 +51,7 @@ because their many processes also work while nobody asks."""
 ALONE = {"offboard_blocking"}
 """One round trip at a time only."""
 
-COLUMNS = ("size", "concurrency", "config", "rtt_us", "rate", "cpu_us", "x_rtt", "x_rate", "x_cpu")
+NOTES = "\n## Notes\n"
 
 
 def label(name: str) -> str:
@@ -255,7 +255,10 @@ def main() -> int:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.markdown:
         command = " ".join(["python -m bench.transport", *sys.argv[1:]])
-        options.markdown.write_text(markdown(rows, said, command))
+        page = markdown(rows, said, command)
+        if options.markdown.exists():  # what was written by hand below the table stays
+            page += "".join(options.markdown.read_text().partition(NOTES)[1:])
+        options.markdown.write_text(page)
     return 0
 
 

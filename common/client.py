@@ -282,7 +282,7 @@ class Client:
             self._send(channel, waiting.popleft(), now)
 
     def _later(self, pending: Pending, error: OffboardError) -> None:
-        asyncio.get_running_loop().call_soon(_tell, pending, error)
+        asyncio.get_running_loop().call_soon(pending.answer, error)
 
     def _fail(self, error: OffboardError) -> None:
         """Nothing that is outstanding will be answered."""
@@ -290,7 +290,7 @@ class Client:
             self._timer.cancel()
         self._timer, self._timer_at = None, math.inf
         for pending in self._book.clear():
-            _tell(pending, error)
+            pending.answer(error)
 
     def _set_timer(self, at: float, now: float) -> None:
         if self._timer is not None:
@@ -308,7 +308,7 @@ class Client:
         for pending in late:
             self.cancel(pending)
             waited = (now - pending.began) * 1000
-            _tell(pending, Unavailable(f"no answer within {waited:.0f} ms"))
+            pending.answer(Unavailable(f"no answer within {waited:.0f} ms"))
 
     # What the channel calls.
 
@@ -319,13 +319,12 @@ class Client:
             pending = book.land(message.id)
             if pending is not None:
                 elapsed = (time.monotonic() - pending.began) * 1000
-                reply = Reply(message, pending.bytes_up, channel.received, elapsed)
-                _tell(pending, reply)
+                pending.answer(Reply(message, pending.bytes_up, channel.received, elapsed))
         elif type(message) is Refusal:
             pending = book.land(message.id)
             if pending is not None:
                 code, reason = message.code, message.reason
-                _tell(pending, Refused(code, reason, retryable=message.retryable))
+                pending.answer(Refused(code, reason, retryable=message.retryable))
         elif type(message) is Chunk:
             self._chunk(channel, message)
         if book.waiting:
@@ -338,7 +337,7 @@ class Client:
                 pending.on_chunk(chunk)
             except ProtocolError as error:
                 self.cancel(pending)
-                _tell(pending, error)
+                pending.answer(error)
         if chunk.id not in channel.outstanding:
             self._book.land(chunk.id)
 
@@ -398,10 +397,3 @@ class Client:
         news.set()
         if self._on_state is not None:
             self._on_state(trouble is None, reason)
-
-
-def _tell(pending: Pending, reply: Reply | OffboardError) -> None:
-    try:
-        pending.on_reply(reply)
-    except Exception:  # one caller's mistake must not take the others' answers along
-        log.exception("on_reply failed")

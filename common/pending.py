@@ -6,6 +6,7 @@ keeps its id until the server has answered all the same: only then is the id fre
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from common.errors import OffboardError
 from common.messages import NO_DEADLINE, Chunk, Fetch, Query, Result
 from common.protocol import MAX_ID
+
+log = logging.getLogger("offboard.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,13 @@ class Pending:
         self.id = 0
         """The id it flies under; 0: not sent yet."""
         self.bytes_up = 0
+
+    def answer(self, reply: Reply | OffboardError) -> None:
+        """Call `on_reply`: one caller's mistake must not take the others' answers along."""
+        try:
+            self.on_reply(reply)
+        except Exception:
+            log.exception("on_reply failed")
 
     def ms_left(self, now: float) -> int:
         """Milliseconds left, as they travel in the prefix."""
