@@ -91,7 +91,7 @@ def train_vit(job: Job) -> None:
     lessons = teach.Lessons(job.out / "lessons")
     labels = torch.from_numpy(photos.labels)
     student, seconds = vit_photos.phase_one(
-        VIT, lessons, labels, job.checkpoint("vit128"), job.minutes(36), job.seed, job.resume
+        VIT, lessons, labels, job.checkpoint("vit128"), job.minutes(35), job.seed, job.resume
     )
     grown = vit_photos.enlarge(student, VIT)
     torch.save(grown.state_dict(), job.out / "vit128.pt")

@@ -55,7 +55,7 @@ def train_mae(job: Job) -> None:
 def train_vit(job: Job) -> None:
     """The classifier, on whole scenes, parts of them, and scenes that the MAE recovered."""
     model, seconds = vit_signs.train(
-        VIT, scenes.load(SEEDS), _mae(job), job.checkpoint("vit"), job.minutes(9), job.seed,
+        VIT, scenes.load(SEEDS), _mae(job), job.checkpoint("vit"), job.minutes(20), job.seed,
         job.resume,
     )  # fmt: skip
     save_weights(model, job.weights("vit"))

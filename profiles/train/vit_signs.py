@@ -19,6 +19,10 @@ from server.models.mae import MaskedAutoencoder, take
 from server.models.vit import VisionTransformer, ViTConfig
 
 
+FEW = 64
+NARROW = 0.7
+
+
 class Student(nn.Module):
     """The classifier with a head per patch token, which only training needs."""
 
@@ -44,8 +48,10 @@ def train(
 ) -> tuple[VisionTransformer, float]:
     """A trained classifier and the seconds it took.
 
-    Odd steps see a random 50-100 % of the patches; even steps, after the first 40 % of the
-    budget, see whole frames recovered from 12-60 % of the patches, which is what is served.
+    For the first ``NARROW`` of the budget a scene keeps ``FEW`` patches, those of the sign first:
+    the differences between signs are learned from a third of the tokens. Then odd steps see a
+    random 50-100 % of the patches, and even ones whole frames recovered from 12-60 % of them,
+    which is what is served.
     """
     torch.manual_seed(seed)
     model = Student(config)
@@ -56,14 +62,17 @@ def train(
         labels = torch.from_numpy(scenes.labels[tick.indices])
         cells = torch.from_numpy(scenes.cells[tick.indices])
         b, n, _ = patches.shape
-        served = tick.progress > 0.4 and tick.step % 2 == 0
+        served = tick.progress >= NARROW and tick.step % 2 == 0
         indices = None
-        if served:
+        if tick.progress < NARROW:
+            rank = torch.rand(b, n) + (cells != BACKGROUND)
+            indices = rank.topk(FEW, dim=1).indices
+        elif served:
             patches = recovered(mae, patches, tick.rng.uniform(0.12, 0.6))
-        elif tick.progress < 0.8:
+        elif tick.progress < 0.9:
             indices = some(int(n * tick.rng.uniform(0.5, 1.0)), n, b)
-            patches = take(patches, indices)
-            cells = cells.gather(1, indices)
+        if indices is not None:
+            patches, cells = take(patches, indices), cells.gather(1, indices)
         logits, each = model(patches, indices)
         frame = F.cross_entropy(logits, labels, label_smoothing=0.0 if served else 0.02)
         # Background cells are twenty times as many as sign cells: weigh them down.
