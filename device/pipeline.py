@@ -165,7 +165,7 @@ class Pipeline:
         if plan.deadline_ms is None:
             return None, None
         whole = plan.deadline_ms / 1000.0
-        limit = frame.captured + whole - min(0.01, whole / 20)
+        limit = frame.captured + whole - min(0.02, whole / 20)
         if not self._has_local:
             return limit, limit
         runs = sorted(self._local_runs)
