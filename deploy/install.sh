@@ -3,7 +3,7 @@
 #
 # What it makes, and --uninstall removes:
 #   PREFIX/ROLE/{app,venv}                     code and Python packages
-#   /etc/offboard/ROLE.toml                    settings, with the token: 0600, root's; kept on upgrade
+#   /etc/offboard/ROLE.toml                    settings with the token: 0600, kept on upgrade
 #   /etc/systemd/system/offboard-ROLE.service  (and offboard-device@.service, for more sources)
 #   /var/{lib,cache}/offboard-ROLE             made by systemd when the service runs
 set -eu
@@ -68,7 +68,7 @@ home=$prefix/$role
 command -v systemctl >/dev/null || fail "there is no systemd here; start the programs yourself:" \
     "./run $role --help"
 systemd=$(systemctl --version | sed -n 's/^systemd \([0-9]*\).*/\1/p')
-[ "${systemd:-0}" -ge 250 ] || fail "systemd ${systemd:-of unknown version} is too old: 250 is needed"
+[ "${systemd:-0}" -ge 250 ] || fail "systemd ${systemd:-?} is too old: 250 is needed"
 
 # A chroot or an image under construction has systemd's files, but not systemd.
 running() { [ -d /run/systemd/system ]; }
@@ -118,10 +118,10 @@ if [ -n "$uninstall" ]; then
 fi
 
 # A Python inside somebody's home would be hidden from the service.
+where='import sys; print(sys.base_prefix if sys.version_info >= (3, 11) else "")'
 python=
 for candidate in /usr/bin/python3 /usr/local/bin/python3 python3; do
-    base=$("$candidate" -c 'import sys; print(sys.base_prefix if sys.version_info >= (3, 11) else "")' \
-        2>/dev/null) || continue
+    base=$("$candidate" -c "$where" 2>/dev/null) || continue
     case $base in
     '' | /home/* | /root/*) continue ;;
     esac
@@ -129,7 +129,8 @@ for candidate in /usr/bin/python3 /usr/local/bin/python3 python3; do
     break
 done
 [ -n "$python" ] || fail "Python 3.11 or newer is needed, installed for the whole system"
-"$python" -c 'import ensurepip, venv' 2>/dev/null || fail "venv is missing: apt-get install python3-venv"
+"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "venv is missing: apt-get install python3-venv"
 [ -d "$(dirname "$prefix")" ] || fail "--prefix $prefix: $(dirname "$prefix") does not exist"
 if [ -e "$home" ] && [ ! -e "$home/$MARK" ]; then
     fail "$home exists and is not ours; choose another --prefix"
@@ -160,25 +161,31 @@ find "$home/app" -name __pycache__ -prune -exec rm -rf {} +
 chmod -R a+rX "$home/app" # the service is nobody in particular
 say "code in $home/app"
 
-[ -x "$home/venv/bin/python" ] || "$python" -m venv "$home/venv"
-# Wheels only: a board has no compiler, and a server needs none.
-"$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
-    --only-binary :all: --constraint "$home/app/constraints.txt" --editable "$home/app[$extras]" ||
-    fail "the packages could not be installed; run this again when that is mended"
-# The service itself may not write there.
-"$home/venv/bin/python" -m compileall -q "$home/app"
-say "packages of offboard[$extras] in $home/venv ($("$home/venv/bin/python" --version))"
+needs=$("$python" --version && cat "$home"/app/*.cfg "$home"/app/*.toml "$home"/app/*.txt | cksum)
+if [ "$(cat "$home/$MARK")" != "$needs" ]; then
+    "$python" -m venv "$home/venv"
+    # Wheels only: a board has no compiler, and a server needs none.
+    "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --no-warn-script-location --only-binary :all: \
+        --constraint "$home/app/constraints.txt" --editable "$home/app[$extras]" ||
+        fail "the packages could not be installed; run this again when that is mended"
+    echo "$needs" >"$home/$MARK"
+    say "packages of offboard[$extras] in $home/venv ($("$python" --version))"
+else
+    say "packages in $home/venv are those needed"
+fi
+"$home/venv/bin/python" -m compileall -q "$home/app" # the service itself may not write there
 
 fresh=
 if [ ! -e "$CONFIG/$role.toml" ]; then
     fresh=yes
     mkdir -p "$CONFIG"
     token=$("$python" -c 'import secrets; print(secrets.token_urlsafe(24))')
-    where=cpu
-    [ ! -e /dev/nvidiactl ] || where=cuda
+    accelerator=cpu
+    [ ! -e /dev/nvidiactl ] || accelerator=cuda
     (
         umask 077
-        sed -e "s|@TOKEN@|$token|; s|@DEVICE@|$where|" "$SOURCE/deploy/$role.toml" \
+        sed -e "s|@TOKEN@|$token|; s|@DEVICE@|$accelerator|" "$SOURCE/deploy/$role.toml" \
             >"$CONFIG/$role.toml"
     )
     say "settings in $CONFIG/$role.toml"

@@ -17,8 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUITE = "bookworm"
 # pip does not derive the older tags from the newest. Bookworm's glibc is 2.36.
-TAGS = ("manylinux_2_36", "manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_27")
-TAGS += ("manylinux_2_17", "manylinux2014", "linux")
+TAGS = [*(f"manylinux_2_{minor}" for minor in (36, 34, 31, 28, 27, 17)), "manylinux2014", "linux"]
 
 
 def lacking(tools: Mapping[str, str]) -> str | None:

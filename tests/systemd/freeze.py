@@ -42,6 +42,13 @@ def frozen(pid: int, *, only: int | None = None, but: int | None = None) -> Iter
                 _call(DETACH, thread)
 
 
+def bury(threads: list[int]) -> None:
+    """Take note of those that have died: until their tracer has, nobody else hears of it."""
+    for thread in threads:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(thread, WALL | os.WNOHANG)
+
+
 def _state(pid: int, thread: int) -> str:
     return Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(") ")[2][0]
 

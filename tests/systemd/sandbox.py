@@ -23,12 +23,12 @@ def checked(value: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def write(path: str) -> Callable[[], None]:
-    return lambda: (Path(path) / "written-by-the-probe").write_text("x") and None
+def write(path: str) -> Callable[[], object]:
+    return lambda: (Path(path) / "written-by-the-probe").write_text("x")
 
 
-def read(path: str) -> Callable[[], None]:
-    return lambda: Path(path).read_text() and None
+def read(path: str) -> Callable[[], object]:
+    return lambda: Path(path).read_text()
 
 
 def connect() -> None:
@@ -36,7 +36,7 @@ def connect() -> None:
         pass
 
 
-def open_socket(family: int, kind: int) -> Callable[[], None]:
+def open_socket(family: int, kind: int) -> Callable[[], object]:
     return lambda: socket.socket(family, kind).close()
 
 
@@ -55,10 +55,10 @@ def sees_others() -> None:
         raise PermissionError(1, "only its own processes")
 
 
-FORBIDDEN: dict[str, Callable[[], None]] = {
+FORBIDDEN: dict[str, Callable[[], object]] = {
     **{f"write {p}": write(p) for p in ("/etc", "/usr", "/opt/offboard", "/srv", "/var", "/home")},
     **{f"write {p}": write(p) for p in ("/var/lib", "/root", "/boot", "/run", "/var/lib/private")},
-    "write /proc/sys": lambda: Path("/proc/sys/kernel/panic").write_text("9") and None,
+    "write /proc/sys": lambda: Path("/proc/sys/kernel/panic").write_text("9"),
     "write cgroup": write("/sys/fs/cgroup"),
     "read /home": read("/home/somebody/secret"),
     "read /root": read("/root/secret"),
@@ -76,13 +76,13 @@ FORBIDDEN: dict[str, Callable[[], None]] = {
     "real-time scheduling": lambda: os.sched_setscheduler(
         0,
         os.SCHED_RR,
-        os.sched_param(1),  # type: ignore[call-arg]
+        os.sched_param(1),
     ),
     "set-uid file": set_uid_file,
     "host name": lambda: socket.sethostname("probe"),
     "executable memory": executable_memory,
 }
-ALLOWED: dict[str, Callable[[], None]] = {
+ALLOWED: dict[str, Callable[[], object]] = {
     "write state": lambda: write(os.environ["STATE_DIRECTORY"])(),
     "write cache": lambda: write(os.environ["CACHE_DIRECTORY"])(),
     "write /tmp": write("/tmp"),
@@ -93,7 +93,7 @@ ALLOWED: dict[str, Callable[[], None]] = {
 }
 
 
-def attempt(action: Callable[[], None]) -> str:
+def attempt(action: Callable[[], object]) -> str:
     try:
         action()
     except OSError as error:

@@ -19,7 +19,7 @@ from PIL import Image
 from common import profile as profiles
 from tests.debian import copy_repository, run
 from tests.profiles import picture, tiny
-from tests.systemd.guest import CHECKS
+from tests.systemd.guest import CHECKS, WATCHDOG
 from tests.systemd.machine import CACHE, Machine, missing
 
 SECONDS = 1200.0
@@ -30,7 +30,8 @@ After=multi-user.target
 [Service]
 Type={type}
 {extra}
-ExecStart=/usr/bin/python3 /srv/offboard/tests/systemd/guest.py {argument}
+WorkingDirectory=/srv/offboard
+ExecStart=/usr/bin/python3 -m tests.systemd.guest {argument}
 StandardOutput=append:/srv/probe/{name}.log
 StandardError=inherit
 [Install]
@@ -173,11 +174,12 @@ def _probe(machine: Machine) -> None:
     wants = units / "multi-user.target.wants"
     for name in ("probe", "camera"):
         (wants / f"{name}.service").symlink_to(f"../{name}.service")
-    drop = units / "offboard-device.service.d"
-    drop.mkdir(exist_ok=True)
-    (drop / "camera.conf").write_text(
-        "[Unit]\nAfter=camera.service\n[Service]\nStandardInput=file:/run/camera.mjpeg\n"
-    )
+    watchdog = f"[Service]\nWatchdogSec={WATCHDOG}\n"
+    camera = "StandardInput=file:/run/camera.mjpeg\n[Unit]\nAfter=camera.service\n"
+    for role, text in (("server", watchdog), ("device", watchdog + camera)):
+        drop = units / f"offboard-{role}.service.d"
+        drop.mkdir(exist_ok=True)
+        (drop / "here.conf").write_text(text)
 
 
 @pytest.mark.parametrize("check", CHECKS)
