@@ -57,6 +57,7 @@ deadlines, credits and reconnection on top). `BlockingSocket` is the same for sc
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import time
@@ -158,7 +159,7 @@ class _Greeter:
     def on_closed(self, channel: Channel, reason: str) -> None:
         if not self.welcomed.done():
             bye = channel.bye
-            error: OffboardError = Unavailable(f"{channel.peer}: {reason}")
+            error: OffboardError = Unavailable(reason)
             if bye is not None and bye.code == "refused":
                 error = Refused(bye.code, bye.reason)
             self.welcomed.set_exception(error)
@@ -191,9 +192,11 @@ async def connect(
         greeter.welcomed.cancel()
         channel.abort("not connected")
         if isinstance(error, TimeoutError):
-            raise Unavailable(f"{host}:{port}: no welcome within {timeout:g} s") from None
+            raise Unavailable(f"no welcome within {timeout:g} s") from None
         if isinstance(error, OSError):
-            raise Unavailable(f"{host}:{port}: {error.strerror or error}") from None
+            number = error.errno or 0  # negative where a name is unknown
+            reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+            raise Unavailable(reason) from None
         raise
     return channel
 

@@ -157,7 +157,8 @@ class Client:
                         raise self._trouble
                     await self._news.wait()
         except TimeoutError:
-            raise Unavailable(f"not connected within {timeout:g} s: {self._trouble}") from None
+            where = f"not connected to {self.host}:{self.port} within {timeout:g} s"
+            raise Unavailable(f"{where}: {self._trouble}") from None
 
     async def ask(self, query: Query, deadline: float | None = None) -> Reply:
         """The server's answer to `query`, within `deadline` seconds (None: however long).
@@ -323,8 +324,8 @@ class Client:
         elif type(message) is Refusal:
             pending = book.land(message.id)
             if pending is not None:
-                code, reason = message.code, message.reason
-                pending.answer(Refused(code, reason, retryable=message.retryable))
+                retryable = message.retryable
+                pending.answer(Refused(message.code, message.reason, retryable=retryable))
         elif type(message) is Chunk:
             self._chunk(channel, message)
         if book.waiting:
@@ -385,8 +386,7 @@ class Client:
             return
         self._said = state
         where = f"{self.host}:{self.port}"
-        if trouble is None:
-            assert self.welcome is not None
+        if trouble is None and self.welcome is not None:
             reason = f"connected to {where}: {self.welcome.agent}, profile {self.welcome.profile}"
             log.info(reason)
         else:

@@ -181,7 +181,7 @@ async def test_nobody_there_or_nobody_speaking() -> None:
         port = mute.getsockname()[1]
         with pytest.raises(Unavailable, match="no welcome within"):
             await connect("127.0.0.1", port, HELLO, Device(), timeout=0.1)
-    with pytest.raises(Unavailable, match=f"{port}"):
+    with pytest.raises(Unavailable, match="Connection refused"):
         await connect("127.0.0.1", port, HELLO, Device(), timeout=5.0)
 
 

@@ -254,7 +254,7 @@ async def test_fetch_checks_what_it_gets() -> None:
 async def test_entering_fails_where_there_is_nobody() -> None:
     async with server() as (listener, _):
         port = listener.port
-    with pytest.raises(Unavailable, match=r"not connected within 0\.2 s"):
+    with pytest.raises(Unavailable, match=r"not connected to 127\.0\.0\.1:\d+ within 0\.2 s: Conn"):
         async with Client.connect("127.0.0.1", port, wait=0.2):
             pass
     async with Client.connect("127.0.0.1", port, wait=0) as client:
