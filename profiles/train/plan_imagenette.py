@@ -109,7 +109,7 @@ def finish_vit(job: Job) -> None:
     student = vit_photos.Student(VIT)
     student.load_state_dict(torch.load(job.out / "vit128.pt", weights_only=True))
     seconds = vit_photos.phase_two(
-        student, teach.Lessons(job.out / "lessons"), _teacher(job), _mae(job), photos,
+        student, teach.Scale(job.out / "lessons"), _teacher(job), _mae(job), photos,
         job.checkpoint("vit224"), job.minutes(24), job.seed, job.resume,
     )  # fmt: skip
     save_weights(student.vit, job.weights("vit"))

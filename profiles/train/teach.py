@@ -56,6 +56,19 @@ def per_patch(grid: Tensor, cells: int) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
+class Scale:
+    """Mean and deviation of each of the teacher's features over the crops of ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        scale = np.load(folder / "scale.npz")
+        self.mean = torch.from_numpy(scale["mean"])
+        self.std = torch.from_numpy(scale["std"])
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Features [..., 192] with each channel at mean 0 and deviation 1."""
+        return (features - self.mean) / self.std
+
+
 class Lessons:
     """The stored crops of ``folder`` and the teacher's answers to them.
 
@@ -68,13 +81,7 @@ class Lessons:
         self.logits = np.load(folder / "logits.npy")
         self.maps = np.load(folder / "maps.npy")
         self.evidence = np.load(folder / "evidence.npy")
-        scale = np.load(folder / "scale.npz")
-        self.mean = torch.from_numpy(scale["mean"])
-        self.std = torch.from_numpy(scale["std"])
-
-    def standardise(self, features: Tensor) -> Tensor:
-        """Features [..., 192] with each channel at mean 0 and deviation 1 over the training set."""
-        return (features - self.mean) / self.std
+        self.scale = Scale(folder)
 
     def batch(
         self, places: npt.NDArray[np.int64], rng: np.random.Generator
@@ -90,7 +97,7 @@ class Lessons:
         cells = maps.shape[-1]
         return frames, Answers(
             torch.from_numpy(self.logits[rows]).float(),
-            self.standardise(per_patch(maps, cells)),
+            self.scale.standardise(per_patch(maps, cells)),
             per_patch(evidence, cells),
         )
 

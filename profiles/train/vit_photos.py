@@ -117,7 +117,7 @@ def enlarge(student: Student, config: ViTConfig) -> Student:
 
 def phase_two(
     student: Student,
-    lessons: teach.Lessons,
+    scale: teach.Scale,
     teacher: Teacher,
     mae: MaskedAutoencoder,
     photos: Photos,
@@ -144,7 +144,7 @@ def phase_two(
         cells = round(n**0.5)
         said = teach.Answers(
             logits,
-            lessons.standardise(teach.per_patch(grid, cells)),
+            scale.standardise(teach.per_patch(grid, cells)),
             teach.per_patch(evidence, cells),
         )
         # Every other batch is as A-MOT's server sees it: the frame recovered from a part.

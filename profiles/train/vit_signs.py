@@ -18,7 +18,6 @@ from profiles.train.scenes import BACKGROUND, Scenes
 from server.models.mae import MaskedAutoencoder, take
 from server.models.vit import VisionTransformer, ViTConfig
 
-
 FEW = 64
 NARROW = 0.7
 
