@@ -304,8 +304,11 @@ class TestJpeg:
         near = np.abs(half.work.arrays["patches"].astype(int) - full.work.arrays["patches"])
         assert near.mean() < 12
 
-    def test_a_picture_far_too_large_is_refused_before_it_is_decoded(self, pair: Pair) -> None:
-        huge = Tensor(b"", "uint8", (20000, 20000, 3), "jpeg")
+    @pytest.mark.parametrize("shape", [(20000, 8, 3), (8, 20000, 3), (0, 8, 3), (8, 0, 3)])
+    def test_a_picture_far_too_large_or_empty_is_refused_before_it_is_decoded(
+        self, pair: Pair, shape: tuple[int, ...]
+    ) -> None:
+        huge = Tensor(b"", "uint8", shape, "jpeg")
         with pytest.raises(Refused, match="at most twice"):
             pair.served["jpeg"].prepare(Query("jpeg", "whole", tensors={"frame": huge}), NOTHING)
 

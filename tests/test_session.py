@@ -251,6 +251,7 @@ def test_a_cancelled_query_is_answered_at_once_and_never_computed() -> None:
         peer.channel.send(Cancel(id=2))
         assert (await peer.answer(2)).code == "cancelled"
         peer.channel.send(query(2), id=2)  # the id is free again
+        await soon(lambda: server.service.executor.pending == 3)
         assert strategy.hold is not None
         strategy.hold.set()
         assert row(await peer.answer(2))[0] == 2.0
