@@ -267,11 +267,11 @@ async def test_a_bug_in_the_server_closes_one_connection() -> None:
 
 @on_both_loops
 async def test_an_idle_peer_is_pinged_and_a_dead_one_dropped() -> None:
-    timing = Timing(ping=0.1, dead=0.2, linger=0.1)
+    timing = Timing(ping=0.1, dead=0.5, linger=0.1)
     async with server(timing=timing) as (listener, sessions), Proxy.to(listener.port) as proxy:
         device = Device()
         channel = await connect("127.0.0.1", proxy.port, HELLO, device)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.6)
         assert not device.closed
         assert channel.bytes_out > 100  # pongs
         assert not [m for m in device.heard if isinstance(m, Ping)]
@@ -282,10 +282,10 @@ async def test_an_idle_peer_is_pinged_and_a_dead_one_dropped() -> None:
 
 @on_both_loops
 async def test_a_busy_link_is_never_pinged() -> None:
-    async with server(timing=Timing(ping=0.1, dead=0.2)) as (listener, _):
+    async with server(timing=Timing(ping=0.6, dead=0.6)) as (listener, _):
         device = Device()
         channel = await connect("127.0.0.1", listener.port, HELLO, device)
-        for id in range(1, 25):
+        for id in range(1, 41):
             channel.send(echo(1), id=id)
             await asyncio.sleep(0.02)
         results = sum(device.sizes)

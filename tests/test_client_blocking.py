@@ -88,7 +88,7 @@ def test_deadline_and_the_late_answer(background: Callable[..., Background]) -> 
         began = time.monotonic()
         with pytest.raises(Unavailable, match="no answer within"):
             client.ask(later(0.1, 9), deadline=0.05)
-        assert 0.05 <= time.monotonic() - began < 0.5
+        assert 0.05 <= time.monotonic() - began < 2.0
         time.sleep(0.1)
         for n in range(12):  # more than the credits: the late answer gave its own back
             assert int(decode(client.ask(echo(1, n), deadline=5.0).result.tensors["x"])[0]) == n
@@ -109,12 +109,12 @@ def test_credits_run_out(background: Callable[..., Background]) -> None:
 
 
 def test_pings_between_questions(background: Callable[..., Background]) -> None:
-    served = background(ping=0.3)
+    served = background(ping=0.6)
     with BlockingClient("127.0.0.1", served.port) as client:
-        time.sleep(0.45)  # a ping waits to be answered
+        time.sleep(0.9)  # a ping waits to be answered
         assert client.ask(echo(1), deadline=5.0)
         assert len(served.sessions) == 1
-        time.sleep(1.0)  # given up as dead
+        time.sleep(1.9)  # given up as dead
         assert client.ask(echo(1), deadline=5.0)
         assert len(served.sessions) == 2
 

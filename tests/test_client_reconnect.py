@@ -106,11 +106,11 @@ async def test_drain_finishes_what_is_out_then_comes_back() -> None:
         server() as (listener, sessions),
         Client.connect("127.0.0.1", listener.port, backoff=quick()) as client,
     ):
-        task = asyncio.create_task(client.ask(later(0.1, 3), deadline=5.0))
+        task = asyncio.create_task(client.ask(later(0.5, 3), deadline=15.0))
         await until(lambda: sessions[0].queries)
         for channel in listener.channels:
             channel.drain("restart")
-        await asyncio.sleep(0.03)
+        await until(lambda: client._channel is not None and client._channel.draining)
         with pytest.raises(Unavailable, match="going away"):
             await client.ask(echo(1), deadline=5.0)
         assert (await task).bytes_down

@@ -26,7 +26,7 @@ from common.messages import (
 )
 from common.protocol import Timing
 
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds any test may take."""
 
 FILE = bytes(range(256)) * 2000
@@ -147,7 +147,7 @@ async def server(
         await listener.close("the test is over", grace=0.5)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
     """Wait until `condition()` holds."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - conditions are anything at all
