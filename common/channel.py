@@ -25,7 +25,7 @@ Server:
         def on_closed(self, channel: Channel, reason: str) -> None: ...   # last call, once
 
     listener = await serve(host, port, Session)      # `Session(channel)` may raise Refused:
-    listener.port                                    # the peer is then sent a Bye("refused")
+    listener.port                                    # the peer is then sent a Bye(its code)
     listener.channels                                # set of open channels
     await listener.close("restarting", grace=5.0)    # stop accepting, Bye("drain") to all, wait
                                                      # for what is outstanding, close the rest

@@ -198,7 +198,7 @@ class Channel(asyncio.BufferedProtocol):
         try:
             self._handler = self._attach(self)
         except Refused as error:
-            self.close(Bye("refused", error.reason))
+            self.close(Bye(error.code, error.reason))
         if self.hello is not None:
             self.send(self.hello)
 

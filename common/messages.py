@@ -142,7 +142,7 @@ class Bye:
     """The last packet of a side, with a reason a person can read.
 
     code: "drain" (finish what is outstanding, then close), "protocol" (you broke the rules),
-    "refused" (authentication or versions), "done".
+    "refused" (authentication or versions), "busy" (too many devices: come back later), "done".
     """
 
     KIND: ClassVar[int] = 9

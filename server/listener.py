@@ -95,9 +95,9 @@ class Listener:
         """A session for a new connection. Raises Refused, which the peer is told."""
         service = self._service
         if len(service.strangers) >= service.limits.strangers:
-            raise Refused("refused", "too many connections have not authenticated yet")
+            raise Refused("busy", "too many connections have not authenticated yet")
         if len(service.sessions) >= service.limits.sessions:
-            raise Refused("refused", f"{len(service.sessions)} devices are connected already")
+            raise Refused("busy", f"{len(service.sessions)} devices are connected already")
         session = Session(service, channel)
         service.strangers.add(session)
         return session

@@ -89,7 +89,7 @@ class Session:
             channel.close(Bye("refused", "wrong token" if hello.token else "a token is needed"))
             return
         if len(service.sessions) >= service.limits.sessions:
-            channel.close(Bye("refused", f"{len(service.sessions)} devices are connected already"))
+            channel.close(Bye("busy", f"{len(service.sessions)} devices are connected already"))
             return
         if hello.packet_limit < LEAST_PACKET:
             channel.close(Bye("refused", f"packet_limit must be at least {LEAST_PACKET} bytes"))
