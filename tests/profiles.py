@@ -1,4 +1,6 @@
-"""A profile small enough for tests: true file layout, random weights, 16 patches, 4 classes.
+"""A profile small enough for tests: the layout and key names of the real ones, random weights.
+
+16 patches, 4 classes:
 
     profile = load(tiny(tmp_path))        # common.profile.load
     frame = picture(profile, seed=3)      # uint8 [64, 64, 3]
@@ -24,7 +26,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "raw": {"codec": "lz4"},
     "jpeg": {"quality": 75, "scale": 1.0},
     "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
-    "local": {"model": "device/local.onnx"},
+    "local": {"model": "local", "file": "device/local.onnx"},
 }
 
 
@@ -42,7 +44,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     document = {
         "format": FORMAT,
         "name": "tiny",
-        "task": "image-classification",
+        "task": "classify",
         "classes": CLASSES,
         "input": {"height": SIDE, "width": SIDE, "channels": 3, "patch": PATCH},
         "models": {
@@ -97,8 +99,8 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
     return {
-        "classifier": {"kind": "vit", "file": "weights/vit.safetensors", "config": asdict(vit)},
-        "recovery": {"kind": "mae", "file": "weights/mae.safetensors", "config": asdict(mae)},
+        "vit": {"kind": "vit", "file": "weights/vit.safetensors", "config": asdict(vit)},
+        "mae": {"kind": "mae", "file": "weights/mae.safetensors", "config": asdict(mae)},
     }
 
 
