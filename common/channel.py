@@ -57,6 +57,7 @@ deadlines, credits and reconnection on top). `BlockingSocket` is the same for sc
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import socket
@@ -66,7 +67,7 @@ from ssl import SSLContext, SSLWantReadError, SSLWantWriteError
 from typing import Any, Final, TypeVar, cast
 
 from common.connection import Channel, Handler
-from common.errors import OffboardError, Refused, Unavailable
+from common.errors import OffboardError, Refused, Silent, Unavailable
 from common.messages import Hello, Message, Welcome
 from common.protocol import Side, Timing
 from common.wire import DEFAULT, Buffer, Limits
@@ -83,6 +84,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+DARK: Final = frozenset(
+    (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT)
+)
+"""Errors of connecting that say nothing of the server."""
 
 LONGEST: Final = 86_400.0
 """Seconds that one wait for a blocking socket may last."""
@@ -175,28 +180,36 @@ async def connect(
     timing: Timing | None = None,
     ssl: SSLContext | None = None,
     timeout: float = 10.0,
+    on_open: Callable[[], None] | None = None,
 ) -> Channel:
     """Connect, say `hello` and wait for the welcome, `timeout` seconds in all.
 
-    Raises Unavailable, or Refused if the server will not have us. `handler` hears what comes
-    after the welcome.
+    Raises Silent if nothing comes back at all, Unavailable if there is no server, or Refused if
+    it will not have us. `handler` hears what comes after the welcome. `on_open` is called when
+    the socket is connected.
     """
     loop = asyncio.get_running_loop()
     greeter = _Greeter(handler)
     channel = Channel(Side.DEVICE, lambda _: greeter, limits, timing or Timing(), hello)
+    opened = False
     try:
         async with asyncio.timeout(timeout):
             await loop.create_connection(lambda: channel, host, port, ssl=ssl)
+            opened = True
+            if on_open is not None:
+                on_open()
             await greeter.welcomed
     except BaseException as error:
         greeter.welcomed.cancel()
         channel.abort("not connected")
         if isinstance(error, TimeoutError):
-            raise Unavailable(f"no welcome within {timeout:g} s") from None
+            kind = Unavailable if opened else Silent
+            raise kind(f"no welcome within {timeout:g} s") from None
         if isinstance(error, OSError):
             number = error.errno or 0  # negative where a name is unknown
             reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-            raise Unavailable(reason) from None
+            kind = Silent if number in DARK else Unavailable
+            raise kind(reason) from None
         raise
     return channel
 

@@ -15,10 +15,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from ssl import SSLContext
 from types import TracebackType
-from typing import Final, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from common.backoff import Backoff
 from common.channel import Channel, connect
@@ -38,6 +38,7 @@ from common.messages import (
 )
 from common.pending import Book, OnChunk, OnReply, Pending, Reply
 from common.protocol import Timing
+from common.reach import reach, stay
 from common.wire import DEFAULT, VERSIONS, Limits
 
 __all__ = ["Client", "Pending", "Reply"]
@@ -147,6 +148,12 @@ class Client:
     def connected(self) -> bool:
         """Whether queries can be sent now."""
         return self._channel is not None
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds of the shortest round trip that the kernel has seen; None if it tells none."""
+        tcp = None if self._channel is None else self._channel.tcp
+        return None if tcp is None else tcp.rtt
 
     async def wait_connected(self, timeout: float) -> None:
         """Wait until connected. Raises Refused if we are, Unavailable after `timeout` seconds."""
@@ -355,10 +362,7 @@ class Client:
         """Connect, wait for the end, wait a while, connect again."""
         while True:
             try:
-                channel = await connect(
-                    self.host, self.port, self._hello, self,
-                    limits=self._limits, timing=self._timing, ssl=self._ssl, timeout=self._timeout,
-                )  # fmt: skip
+                channel = await reach(self._attempt, self._change)
             except Refused as error:
                 self._change(error)
                 pause = self._backoff.refused()
@@ -367,21 +371,31 @@ class Client:
                 pause = self._backoff.failed()
             else:
                 since = time.monotonic()
-                if not channel.closing:
-                    self._channel, self.welcome = channel, channel.welcome
-                    channel.on_writable = self._pump
-                    self._change(None)
-                await asyncio.shield(channel.gone)
+                while channel is not None:
+                    if not channel.closing:
+                        self._channel, self.welcome = channel, channel.welcome
+                        channel.on_writable = self._pump
+                        self._change(None)
+                    fresh = await stay(channel, self._attempt)
+                    if fresh is not None:
+                        self.on_closed(channel, "the link was dark")
+                    channel = fresh
                 if time.monotonic() - since >= STABLE:
                     self._backoff.succeeded()
                 pause = self._backoff.failed()
             await asyncio.sleep(pause)
 
+    def _attempt(self, on_open: Callable[[], None]) -> Coroutine[Any, Any, Channel]:
+        return connect(
+            self.host, self.port, self._hello, self, limits=self._limits, timing=self._timing,
+            ssl=self._ssl, timeout=self._timeout, on_open=on_open,
+        )  # fmt: skip
+
     def _change(self, trouble: OffboardError | None) -> None:
         """Note where we stand; one log line if that is a change."""
         if trouble is not None:
             self._trouble = trouble
-        state = "connected" if trouble is None else type(trouble).__name__
+        state = "connected" if trouble is None else _kind(trouble)
         if state == self._said:
             return
         self._said = state
@@ -397,3 +411,8 @@ class Client:
         news.set()
         if self._on_state is not None:
             self._on_state(trouble is None, reason)
+
+
+def _kind(trouble: OffboardError) -> str:
+    """Silence or a server that is not there: to whoever waits that is the same state."""
+    return "Unavailable" if isinstance(trouble, Unavailable) else type(trouble).__name__

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, cast
 
+from common import tcpinfo
 from common.errors import ProtocolError, Refused, Unavailable
 from common.messages import (
     Bye,
@@ -89,6 +90,7 @@ class Channel(asyncio.BufferedProtocol):
         self.get_buffer = self._parser.get_buffer  # type: ignore[method-assign]
         self._handler: Handler | None = None
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
         self._fd = -1
         self._peer_limit = BEFORE_AUTH.packet
         self._heard = False
@@ -118,6 +120,17 @@ class Channel(asyncio.BufferedProtocol):
     def draining(self) -> bool:
         """Whether no more queries are taken."""
         return self._state.draining
+
+    @property
+    def tcp(self) -> tcpinfo.TcpInfo | None:
+        """What the kernel knows of this connection; None where it does not tell."""
+        if self._socket is None or self.closing or tcpinfo.OPTION is None:
+            return None
+        with contextlib.suppress(OSError):
+            return tcpinfo.parse(
+                self._socket.getsockopt(socket.IPPROTO_TCP, tcpinfo.OPTION, tcpinfo.SIZE)
+            )
+        return None
 
     def send(self, message: Message, *, id: int | None = None, ms_left: int | None = None) -> int:
         """Write `message`; its size in bytes, or 0 if the channel is closed. Never waits.
@@ -191,6 +204,7 @@ class Channel(asyncio.BufferedProtocol):
         self.peer = f"{address[0]}:{address[1]}" if address else "?"
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
         if transport.get_extra_info("ssl_object") is None:
             self._fd = sock.fileno()
         self._transport.set_write_buffer_limits(high=UNSENT)
@@ -236,6 +250,7 @@ class Channel(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended(f"connection lost: {exc}" if exc else "connection lost")
         self._fd = -1
+        self._socket = None
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()

@@ -5,6 +5,7 @@ OffboardError
 +-- ProtocolError   the peer broke the protocol: its connection is closed
 +-- Refused         the server declined one query; the connection goes on
 +-- Unavailable     no answer could be had in time: link or server is gone
+    +-- Silent      the network says nothing: not even that nobody listens
 """
 
 from __future__ import annotations
@@ -41,3 +42,7 @@ class Refused(OffboardError):
 
 class Unavailable(OffboardError):
     """No answer in time: not connected, connection lost, or deadline passed."""
+
+
+class Silent(Unavailable):
+    """No packet comes back from where the server should be: the link is dark."""
