@@ -176,6 +176,11 @@ class Gate:
         welcome = self._client.welcome
         return self._client.connected and welcome is not None and welcome.digest == self._digest
 
+    @property
+    def rtt(self) -> float | None:
+        """As `Client.rtt`."""
+        return self._client.rtt
+
     async def ask(self, query: Query, deadline: float | None = None) -> Reply:
         """As `Client.ask`; Unavailable if the server serves another profile by now."""
         if self._client.connected and not self.connected:

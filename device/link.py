@@ -1,8 +1,8 @@
 """What the link can do, as the last exchanges showed it. Pure: `now` is an argument.
 
 Throughput B is the harmonic mean of the last ten transfers, with the server's own time taken out
-of the round trip (DeepCOD, section 4.4, eq. 14). Latency must not read as low bandwidth: the
-least round trip of small exchanges is taken out as well.
+of the round trip (DeepCOD, section 4.4, eq. 14). Latency must not read as low bandwidth: the round
+trip is taken out as well, the kernel's where it tells one, else the least of small exchanges.
 """
 
 from __future__ import annotations
@@ -25,9 +25,22 @@ class Link:
 
     _transfers: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=TRANSFERS))
     _trips: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=256))
+    _kernel: tuple[float, float] | None = None
 
-    def record(self, now: float, size: int, seconds: float, server_seconds: float = 0.0) -> None:
-        """One exchange: `size` bytes both ways in `seconds`, of which the server took a part."""
+    def record(
+        self,
+        now: float,
+        size: int,
+        seconds: float,
+        server_seconds: float = 0.0,
+        rtt: float | None = None,
+    ) -> None:
+        """One exchange: `size` bytes both ways in `seconds`, of which the server took a part.
+
+        `rtt`: seconds of the shortest round trip that the kernel has seen, if it tells.
+        """
+        if rtt is not None:
+            self._kernel = (now, rtt)
         net = max(seconds - server_seconds, 1e-6)
         if size <= SMALL:
             self._trips.append((now, net))
@@ -35,10 +48,12 @@ class Link:
             self._transfers.append((size, net))
 
     def rtt(self, now: float) -> float | None:
-        """Seconds of an empty round trip; None until one small exchange is known.
+        """Seconds of an empty round trip; None if neither the kernel nor a small exchange told.
 
-        No more than the shortest transfer, which took at least one round trip too.
+        Of exchanges no more than the shortest transfer, which took at least one round trip too.
         """
+        if self._kernel is not None and now - self._kernel[0] <= MEMORY:
+            return self._kernel[1]
         recent = [net for at, net in self._trips if now - at <= MEMORY]
         if not recent:
             return None

@@ -35,6 +35,8 @@ def record(answer: Answer) -> dict[str, Any]:
         "device_ms": round(answer.device_ms, 3),
         "server_ms": round(answer.server_ms, 3),
         "deadline_met": answer.deadline_met,
+        "link_mbps": None if answer.link_mbps is None else round(answer.link_mbps, 3),
+        "link_rtt_ms": None if answer.link_rtt_ms is None else round(answer.link_rtt_ms, 3),
         "degraded": answer.degraded,
         "error": answer.error,
     }

@@ -49,6 +49,11 @@ class Asker(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def rtt(self) -> float | None:
+        """Seconds of the shortest round trip that the kernel has seen; None if it tells none."""
+        ...
+
     async def ask(self, query: Query, deadline: float | None = None) -> Reply:
         """Raises Refused or Unavailable. `deadline`: seconds from now."""
         ...
@@ -127,7 +132,17 @@ class Pipeline:
         except Exception as error:
             log.exception("frame %s: strategy %s failed", frame.name, plan.strategy)
             answer = failed(f"internal error: {error!r}", strategy=plan.strategy)
-        return cost.stamp(answer, frame, plan, time.monotonic())
+        return self._seen(cost.stamp(answer, frame, plan, time.monotonic()))
+
+    def _seen(self, answer: Answer) -> Answer:
+        """`answer` with what the link looks like now."""
+        now = time.monotonic()
+        throughput, rtt = self.link.throughput(now), self.link.rtt(now)
+        return replace(
+            answer,
+            link_mbps=None if throughput is None else throughput * 8e-6,
+            link_rtt_ms=None if rtt is None else rtt * 1000.0,
+        )
 
     @property
     def alone(self) -> bool:
@@ -233,6 +248,7 @@ class Pipeline:
             reply.bytes_up + reply.bytes_down,
             reply.elapsed_ms / 1000.0,
             reply.result.server_ms / 1000.0,
+            self._client.rtt,
         )
         return reply.result
 

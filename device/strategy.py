@@ -55,7 +55,7 @@ class Answer:
 
     A strategy fills the first group (`Answer.of`), the pipeline the second.
     bytes_*: whole packets of all rounds. `degraded`: None, or why this is not the best answer.
-    `error`: None, or why there is no label.
+    `error`: None, or why there is no label. link_*: the estimate when the answer was there.
     """
 
     label: str | None
@@ -74,6 +74,8 @@ class Answer:
     device_ms: float = 0.0
     server_ms: float = 0.0
     deadline_met: bool = True
+    link_mbps: float | None = None
+    link_rtt_ms: float | None = None
 
     @classmethod
     def of(

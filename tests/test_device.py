@@ -34,6 +34,8 @@ GOLDEN = {
     "device_ms": 0.2,
     "server_ms": 3.0,
     "deadline_met": True,
+    "link_mbps": 7.6,
+    "link_rtt_ms": None,
     "degraded": None,
     "error": None,
 }
@@ -62,6 +64,7 @@ def test_the_json_object_is_stable() -> None:
         latency_ms=12.3456,
         device_ms=0.2,
         server_ms=3.0,
+        link_mbps=7.6,
     )
     assert record(answer) == GOLDEN
     assert list(record(answer)) == list(GOLDEN)

@@ -61,3 +61,20 @@ def test_an_instant_transfer_claims_no_infinite_rate() -> None:
     rate = link.throughput(0.0)
     assert rate is not None
     assert rate <= 1.25e9
+
+
+@pytest.mark.parametrize("rtt", [0.002, 0.3])
+def test_the_kernel_knows_the_round_trip(rtt: float) -> None:
+    """Even where every exchange is a transfer, latency does not read as low bandwidth."""
+    link, rate = Link(), 1e6
+    for second in range(TRANSFERS):
+        link.record(float(second), *exchange(20_000, rate, rtt, 0.05), rtt=rtt)
+    assert link.rtt(20.0) == rtt
+    assert link.throughput(20.0) == pytest.approx(rate)
+    assert link.rtt(MEMORY + 20.0) is None
+
+
+def test_the_kernel_goes_before_small_exchanges() -> None:
+    link = Link()
+    link.record(0.0, 400, 0.5, rtt=0.3)
+    assert link.rtt(0.0) == 0.3

@@ -48,6 +48,8 @@ class FakeLink:
             raise Refused(answer.code, answer.reason, retryable=answer.retryable)
         return answer
 
+    rtt = 0.001
+
     async def ask(self, query: Query, deadline: float | None = None) -> Reply:
         query = replace(query, id=len(self.asked) + 1)
         self.asked.append(query)
