@@ -73,6 +73,7 @@ def test_every_frame_is_answered_or_marked(
     assert rows[-1]["degraded"] is None, rows[-1]
     back = done[-1]
     after = [each for each in seen[strategy] if each.at >= back and whole(each.row)]
+    assert after, "no answer from a server after the link was back"
     waited = after[0].at - back
     TABLES[TITLE].append(
         f"{name:<8}{strategy:<10}{waited:>7.2f}  of {len(rows)} frames "
