@@ -112,13 +112,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     print(installed(machine, "device"))
     _settle(machine, tmp_path_factory.mktemp("profile"), seen)
     _probe(machine)
+    probe = machine.root / "srv/probe"
     try:
         machine.boot(SECONDS)
     finally:
-        probe = machine.root / "srv/probe"
-        for log in (*probe.glob("*.log"), *probe.glob("journal-*"), *probe.glob("*.jsonl")):
+        for log in (*probe.glob("*.log"), *probe.glob("journal-*")):
             shutil.copy(log, CACHE / log.name)
-    for line in (CACHE / "results.jsonl").read_text().splitlines():
+    for line in (probe / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
         seen.rows[row["check"]] = row
     print(installed(machine, "server", "--uninstall"))
