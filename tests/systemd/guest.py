@@ -70,9 +70,9 @@ def journal(unit: str, since: float = 0.0) -> list[tuple[float, str]]:
     return found
 
 
-def answers(since: float) -> Iterator[dict[str, Any]]:
+def answers(since: float, unit: str = DEVICE) -> Iterator[dict[str, Any]]:
     """The device's answers logged since then."""
-    for _, text in journal(DEVICE, since):
+    for _, text in journal(unit, since):
         if text.startswith("{"):
             yield json.loads(text)
 
@@ -269,7 +269,7 @@ def a_second_source_has_a_service_of_its_own() -> str:
     run("systemctl", "stop", DEVICE)  # one reader of the pipe at a time
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "offboard-device@back")
-    until("its answer", lambda: [t for _, t in journal("offboard-device@back") if "label" in t])
+    until("its answer", lambda: any(map(good, answers(0.0, "offboard-device@back"))))
     run("systemctl", "stop", "offboard-device@back")
     run("systemctl", "start", DEVICE)
     return "offboard-device@back answers"
