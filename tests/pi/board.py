@@ -55,8 +55,8 @@ def emulation() -> str | None:
     return None
 
 
-if reason := emulation():
-    pytest.skip(reason, allow_module_level=True)
+REASON = emulation()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 @pytest.fixture(scope="module")

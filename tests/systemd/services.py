@@ -54,8 +54,8 @@ NOT_OURS = (
     *("var/lib/private", "var/cache/private", "var/cache/ldconfig"),
 )
 
-if reason := missing():
-    pytest.skip(reason, allow_module_level=True)
+REASON = missing()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def tree(root: Path) -> dict[str, str]:
