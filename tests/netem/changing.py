@@ -21,7 +21,7 @@ TITLE = f"seconds until a server answers again, after the link is back (at most 
 TABLES[TITLE] = []
 SECONDS = {"outage": 9.0, "cut": 31.0, "steps": 9.0}
 Act = tuple[float, Callable[[], None]]
-Outcome = tuple[dict[str, list[Seen]], list[float]]
+Outcome = tuple[dict[str, list[Seen]], list[float], float]
 
 
 def played(here: World, name: str, *script: Act) -> Outcome:
@@ -64,11 +64,11 @@ def steps(here: World, open_link: Reference) -> Outcome:
 def test_every_frame_is_answered_or_marked(
     name: str, strategy: str, request: pytest.FixtureRequest, open_link: Reference
 ) -> None:
-    seen, done = request.getfixturevalue(name)
+    seen, done, lag = request.getfixturevalue(name)
     rows = [each.row for each in seen[strategy]]
     assert len(rows) == sent(name), "not one answer for each frame"
     right(rows, open_link[strategy], open_link.get("local", []))
-    timely(rows[1:], DEADLINE)  # the first had to load things
+    timely(rows[1:], DEADLINE, lag * 1000.0)  # the first had to load things
     assert rows[-1]["error"] is None, rows[-1]
     assert rows[-1]["degraded"] is None, rows[-1]
     back = done[-1]
@@ -78,9 +78,11 @@ def test_every_frame_is_answered_or_marked(
     TABLES[TITLE].append(
         f"{name:<8}{strategy:<10}{waited:>7.2f}  of {len(rows)} frames "
         f"{sum(not row['deadline_met'] for row in rows)} late or unanswered, "
-        f"{sum(row['degraded'] is not None for row in rows)} degraded"
+        f"{sum(row['degraded'] is not None for row in rows)} degraded; "
+        f"this machine lagged {lag:.2f} s"
     )
-    assert waited <= RESUME, f"{waited:.2f} s after the link was back"
+    # What the machine is late with its own work is no fault of the link.
+    assert waited <= RESUME + lag, f"{waited:.2f} s after the link was back"
 
 
 def whole(row: dict[str, Any]) -> bool:

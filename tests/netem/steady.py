@@ -18,7 +18,7 @@ USUAL = 14
 DEADLINE = 8000.0
 NEAR = 0.2
 """How far the estimate may be from the truth."""
-TELLS = 10.0
+TELLS = 30.0
 """Milliseconds that a frame's bytes must take on the link for its throughput to be told."""
 CLOCK = 2.0
 """Milliseconds that a kernel with other work adds to a round trip."""

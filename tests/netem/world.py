@@ -127,14 +127,16 @@ class World:
         period: float,
         deadline_ms: float,
         script: Sequence[tuple[float, Callable[[], None]]],
-    ) -> tuple[dict[str, list[Seen]], list[float]]:
+    ) -> tuple[dict[str, list[Seen]], list[float], float]:
         """All strategies at once, a frame every `period` for `seconds`, while `script` runs.
 
         `script`: what is done to the link, and how many seconds after the first frame. Returns
-        each strategy's answers, and when each line of the script had been carried out.
+        each strategy's answers, when each line of the script had been carried out, and how many
+        seconds late this machine was, at worst, with sending a frame.
         """
         runs = [Run(name) for name in strategies]
         done: list[float] = []
+        lag = 0.0
         with contextlib.ExitStack() as stack:
             for run in runs:
                 words = self.device(run.strategy, "-", "--server", SERVER)
@@ -150,12 +152,13 @@ class World:
             worker.start()
             for index in range(int(seconds / period)):
                 time.sleep(max(0.0, began + index * period - time.monotonic()))
+                lag = max(lag, time.monotonic() - began - index * period)
                 for run in runs:
                     run.feed(self.frames[(index + 1) % len(self.frames)])
             worker.join(30)
             for run in runs:
                 run.end()
-        return {run.strategy: run.seen for run in runs}, done
+        return {run.strategy: run.seen for run in runs}, done, lag
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "OFFBOARD_CACHE": str(self.cache)}
