@@ -30,8 +30,7 @@ DARK = Shape(WIFI.rate, WIFI.rtt, loss=100.0)
 
 def right(rows: Sequence[Row], reference: Sequence[Row], local: Sequence[Row]) -> None:
     """Every frame has exactly one answer, in order; the right one, or marked as not the best."""
-    for index, row in enumerate(rows):
-        truth = reference[index % len(reference)]
+    for index, (row, truth) in enumerate(zip(rows, reference, strict=False)):
         where = f"frame {index}: {row}"
         assert row["frame"] in (truth["frame"], str(index)), where
         if row["error"] is not None:
@@ -41,7 +40,7 @@ def right(rows: Sequence[Row], reference: Sequence[Row], local: Sequence[Row]) -
             assert row["label"] == truth["label"], f"{where} but over an open link {truth}"
             assert row["source"] == truth["source"], where
         elif row["source"] == "device" and local:
-            assert row["label"] == local[index % len(local)]["label"], where
+            assert row["label"] == local[index]["label"], where
         else:
             assert row["label"] is not None, where
 

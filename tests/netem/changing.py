@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.netem.cases import DARK, FAST, SLOW, WIFI, right, timely
-from tests.netem.conftest import OFFERED, TABLES
+from tests.netem.conftest import COUNT, OFFERED, TABLES
 from tests.netem.world import Seen, World
 
 Reference = dict[str, list[dict[str, Any]]]
-PERIOD = 0.4
+PERIOD = {"outage": 0.5, "cut": 1.0, "steps": 0.5}
 DEADLINE = 1500.0
 RESUME = 2.0
 """Seconds after the link's return by which a server's answer must be there."""
@@ -26,12 +26,12 @@ Outcome = tuple[dict[str, list[Seen]], list[float], float]
 
 def played(here: World, name: str, *script: Act) -> Outcome:
     """Frames for as long as the case takes, while `script` is carried out."""
-    return here.live(OFFERED, SECONDS[name], PERIOD, DEADLINE, script)
+    return here.live(OFFERED, SECONDS[name], PERIOD[name], DEADLINE, script)
 
 
 def sent(name: str) -> int:
-    """How many frames a device was fed: one to warm up, then one every PERIOD."""
-    return 1 + int(SECONDS[name] / PERIOD)
+    """How many frames a device was fed: one to warm up, then one every period."""
+    return 1 + int(SECONDS[name] / PERIOD[name])
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,9 @@ def test_every_frame_is_answered_or_marked(
 ) -> None:
     seen, done, lag = request.getfixturevalue(name)
     rows = [each.row for each in seen[strategy]]
-    assert len(rows) == sent(name), "not one answer for each frame"
+    assert len(rows) == sent(name) <= COUNT, "not one answer for each frame"
     right(rows, open_link[strategy], open_link.get("local", []))
     timely(rows[1:], DEADLINE, lag * 1000.0)  # the first had to load things
-    assert rows[-1]["error"] is None, rows[-1]
-    assert rows[-1]["degraded"] is None, rows[-1]
     back = done[-1]
     after = [each for each in seen[strategy] if each.at >= back and whole(each.row)]
     assert after, "no answer from a server after the link was back"

@@ -14,8 +14,8 @@ from profiles.train import signs
 from tests.netem import ground, net, world
 
 PROFILE = "signs"
-COUNT = 16
-"""Frames; cases that need more send them again."""
+COUNT = 32
+"""Frames: as many as the longest case sends, since a sample of patches depends on the number."""
 TABLES: dict[str, list[str]] = {}
 """Lines to print when all is over, by title."""
 OFFERED = tuple(
