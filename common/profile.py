@@ -22,7 +22,7 @@ PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What the models look at: a frame of `height` x `width` x `channels`, `patch` pixels a side."""
+    """What the models look at: frames of `height` x `width` x `channels`, `patch` pixels a side."""
 
     height: int
     width: int
@@ -136,11 +136,13 @@ def load(name: str | Path) -> Profile:
     path = directory / "profile.json"
     try:
         raw = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         known = ", ".join(available()) or "none yet"
         raise ConfigError(
             f"no profile {str(name)!r}: give a directory with a profile.json, or one of: {known}"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from None
     if raw.get("format") != FORMAT:
@@ -182,5 +184,9 @@ def _inside(path: str) -> str:
 def _check(path: Path, digest: str) -> None:
     if not path.is_file():
         raise ConfigError(f"{path} is missing: fetch the profile again, or train it")
-    if sha256(path) != digest:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if found != digest:
         raise ConfigError(f"{path} is not the file that profile.json names: its sha256 differs")

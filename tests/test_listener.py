@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from common.channel import connect
-from common.errors import ConfigError, Refused, Unavailable
+from common.errors import ConfigError, Unavailable
 from common.messages import Hello
 from common.protocol import Timing
 from common.wire import DEFAULT, VERSIONS
