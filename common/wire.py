@@ -46,7 +46,7 @@ CODECS: Final = frozenset({"raw", "lz4", "zstd", "jpeg"})
 class Limits:
     """What a peer may send. Lengths in bytes unless said otherwise.
 
-    `decoded`: what the tensors of a packet may come to once decoded. `text`: characters of a string.
+    `decoded`: what the tensors of a packet may come to, decoded. `text`: characters of a string.
     `items`: entries of one list or map in the head. Nesting is bounded by the messages' types.
     """
 
