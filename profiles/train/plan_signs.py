@@ -32,6 +32,8 @@ MAE = MAEConfig(
     dim=128, depth=4, heads=4, decoder_dim=96, decoder_depth=2, decoder_heads=4, mlp_ratio=3.0,
     mean=HALF, std=SPREAD,
 )  # fmt: skip
+QUALITY = 75
+"""Of the mosaic JPEG: small signs need more than photographs do."""
 SHARE = 0.30
 """Mean share of the patches that A-MOT's defaults may send."""
 
@@ -102,7 +104,7 @@ def make_profile(job: Job) -> None:
         "./run train all signs",
         accuracy,
     )
-    publish.publish(job, "signs", signs.CLASSES, VIT, MAE, best, made)
+    publish.publish(job, "signs", signs.CLASSES, VIT, MAE, best, made, QUALITY)
 
 
 def _mae(job: Job) -> MaskedAutoencoder:

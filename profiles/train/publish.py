@@ -39,9 +39,12 @@ def publish(
     mae: MAEConfig,
     amot: Choice,
     made: Made,
+    quality: int,
     directory: Path | None = None,
 ) -> Path:
     """Copy weights and device model of ``job`` to the profile ``name``; returns its directory.
+
+    ``quality``: of A-MOT's mosaic JPEG, 1-100.
 
     Raises OSError if a stage has not left its file yet.
     """
@@ -77,7 +80,7 @@ def publish(
                 "r2": amot.r2,
                 "threshold": amot.threshold,
                 "codec": "mosaic",
-                "quality": 75,
+                "quality": quality,
             },
             "jpeg": {"quality": 75, "scale": 1.0},
             "raw": {"codec": "zstd"},
