@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from profiles.train.patchwork import to_patches
 from profiles.train.photos import Photos
-from server.models.mae import MaskedAutoencoder, take
-from server.models.vit import VisionTransformer
+from server.models.checkpoint import load_model
+from server.models.mae import MAEConfig, MaskedAutoencoder, take
+from server.models.vit import VisionTransformer, ViTConfig
 
 Bools = npt.NDArray[np.bool_]
 
@@ -42,6 +44,20 @@ class Choice:
     accuracy: float
     share: float
     rounds: float
+
+
+def trained_mae(path: Path, config: MAEConfig) -> MaskedAutoencoder:
+    """The autoencoder that a stage left at ``path``."""
+    model = load_model(path, "mae", config)
+    assert isinstance(model, MaskedAutoencoder)
+    return model
+
+
+def trained_vit(path: Path, config: ViTConfig) -> VisionTransformer:
+    """The classifier that a stage left at ``path``."""
+    model = load_model(path, "vit", config)
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 def batches(photos: Photos, batch: int = 50) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:

@@ -17,9 +17,9 @@ from profiles.train import augment, evaluate, local, mae, publish, teach, teache
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from profiles.train.photos import IMAGENETTE, Photos, load, split_off
-from server.models.checkpoint import load_model, save_weights
-from server.models.mae import MAEConfig, MaskedAutoencoder
-from server.models.vit import VisionTransformer, ViTConfig
+from server.models.checkpoint import save_weights
+from server.models.mae import MAEConfig
+from server.models.vit import ViTConfig
 
 CLASSES = tuple(IMAGENETTE[wnid] for wnid in sorted(IMAGENETTE))
 VIT = ViTConfig(
@@ -111,7 +111,8 @@ def finish_vit(job: Job) -> None:
     student = vit_photos.Student(VIT)
     student.load_state_dict(torch.load(job.out / "vit128.pt", weights_only=True))
     seconds = vit_photos.phase_two(
-        student, teach.Scale(job.out / "lessons"), _teacher(job), _mae(job), photos,
+        student, teach.Scale(job.out / "lessons"), _teacher(job),
+        evaluate.trained_mae(job.weights("mae"), MAE), photos,
         job.checkpoint("vit224"), job.minutes(24), job.seed, job.resume,
     )  # fmt: skip
     save_weights(student.vit, job.weights("vit"))
@@ -124,7 +125,10 @@ def finish_vit(job: Job) -> None:
 
 def make_profile(job: Job) -> None:
     """Choose A-MOT's settings on held-out photographs, report on the validation set, publish."""
-    vit, model = _vit(job), _mae(job)
+    vit, model = (
+        evaluate.trained_vit(job.weights("vit"), VIT),
+        evaluate.trained_mae(job.weights("mae"), MAE),
+    )
     held = _split(job)[1]
     best = evaluate.choose(evaluate.choices(vit, model, held), SHARE)
     photos = load(job.photos(), "val")
@@ -154,18 +158,6 @@ def _teacher(job: Job) -> teacher.Teacher:
     model = teacher.Teacher(len(CLASSES))
     model.load_state_dict(torch.load(job.out / "teacher.pt", weights_only=True))
     return model.eval()
-
-
-def _mae(job: Job) -> MaskedAutoencoder:
-    model = load_model(job.weights("mae"), "mae", MAE)
-    assert isinstance(model, MaskedAutoencoder)
-    return model
-
-
-def _vit(job: Job) -> VisionTransformer:
-    model = load_model(job.weights("vit"), "vit", VIT)
-    assert isinstance(model, VisionTransformer)
-    return model
 
 
 STAGES: dict[str, Stage] = {

@@ -12,9 +12,9 @@ from profiles.export import local_onnx
 from profiles.train import evaluate, local, mae, publish, scenes, signs, vit_signs
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
-from server.models.checkpoint import load_model, save_weights
-from server.models.mae import MAEConfig, MaskedAutoencoder
-from server.models.vit import VisionTransformer, ViTConfig
+from server.models.checkpoint import save_weights
+from server.models.mae import MAEConfig
+from server.models.vit import ViTConfig
 
 SEEDS = signs.TRAINING[:16_000]
 CHOOSING = signs.CALIBRATION[:1_000]
@@ -57,8 +57,8 @@ def train_mae(job: Job) -> None:
 def train_vit(job: Job) -> None:
     """The classifier, on whole scenes, parts of them, and scenes that the MAE recovered."""
     model, seconds = vit_signs.train(
-        VIT, scenes.load(SEEDS), _mae(job), job.checkpoint("vit"), job.minutes(20), job.seed,
-        job.resume,
+        VIT, scenes.load(SEEDS), evaluate.trained_mae(job.weights("mae"), MAE),
+        job.checkpoint("vit"), job.minutes(20), job.seed, job.resume,
     )  # fmt: skip
     save_weights(model, job.weights("vit"))
     job.record("vit", seconds, chosen_on=evaluate.full(model, scenes.load(CHOOSING)))
@@ -83,7 +83,10 @@ def train_local(job: Job) -> None:
 
 def make_profile(job: Job) -> None:
     """Choose A-MOT's settings on calibration scenes, measure on evaluation scenes, publish."""
-    vit, model = _vit(job), _mae(job)
+    vit, model = (
+        evaluate.trained_vit(job.weights("vit"), VIT),
+        evaluate.trained_mae(job.weights("mae"), MAE),
+    )
     data = scenes.load(CHOOSING)
     found = evaluate.choices(vit, model, data.take(np.arange(min(TRIED, len(data)))))
     best = evaluate.choose(found, SHARE)
@@ -105,18 +108,6 @@ def make_profile(job: Job) -> None:
         accuracy,
     )
     publish.publish(job, "signs", signs.CLASSES, VIT, MAE, best, made, QUALITY)
-
-
-def _mae(job: Job) -> MaskedAutoencoder:
-    model = load_model(job.weights("mae"), "mae", MAE)
-    assert isinstance(model, MaskedAutoencoder)
-    return model
-
-
-def _vit(job: Job) -> VisionTransformer:
-    model = load_model(job.weights("vit"), "vit", VIT)
-    assert isinstance(model, VisionTransformer)
-    return model
 
 
 STAGES: dict[str, Stage] = {
