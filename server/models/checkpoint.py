@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,13 @@ from common.errors import ConfigError
 from server.models.mae import MAEConfig, MaskedAutoencoder
 from server.models.vit import VisionTransformer, ViTConfig, from_mapping
 
-Kind = Literal["vit", "mae"]
 Config = ViTConfig | MAEConfig | Mapping[str, Any]
+
+KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
+    "vit": (ViTConfig, VisionTransformer),
+    "mae": (MAEConfig, MaskedAutoencoder),
+}
+"""Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""
 
 _TRANSFORMERS = (
     (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -56,20 +61,17 @@ _UNUSED = {
 def load_model(path: Path, kind: str, config: Config) -> nn.Module:
     """A model in evaluation mode, in float32 on the CPU, with the weights in ``path``.
 
-    ``kind`` is "vit" or "mae"; ``config`` is its config, or the fields of one. Positions are
+    ``kind`` is one of KINDS; ``config`` is its config, or the fields of one. Positions are
     resampled where the file's grid is another. Raises ConfigError, naming file and keys, if the
     file cannot be read or does not fit the config.
     """
-    model: nn.Module
+    if kind not in KINDS:
+        known = ", ".join(sorted(KINDS))
+        raise ConfigError(f"{path}: unknown kind of model {kind!r}; known: {known}")
+    shape, architecture = KINDS[kind]
     try:
-        if kind == "vit":
-            shape = config if isinstance(config, ViTConfig) else _parsed(ViTConfig, config)
-            model = VisionTransformer(shape)
-        elif kind == "mae":
-            frame = config if isinstance(config, MAEConfig) else _parsed(MAEConfig, config)
-            model = MaskedAutoencoder(frame)
-        else:
-            raise ConfigError(f"{path}: unknown kind of model {kind!r}; known: mae, vit")
+        parsed = _parsed(shape, config)
+        model = architecture(parsed)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: config: {error}") from error
     given = convert(read(path), kind)
@@ -136,7 +138,9 @@ def resample_positions(table: Tensor, grid: int) -> Tensor:
     return torch.cat((table[:, :1], image.flatten(2).transpose(1, 2)), dim=1)
 
 
-def _parsed(kind: type[Any], config: Mapping[str, Any] | ViTConfig | MAEConfig) -> Any:
+def _parsed(kind: type[Any], config: Config) -> Any:
+    if isinstance(config, kind):
+        return config
     if not isinstance(config, Mapping):
         raise TypeError(f"{type(config).__name__} where {kind.__name__} is needed")
     return from_mapping(kind, config)
