@@ -1,7 +1,8 @@
 """Trains the photograph classifier from a convolutional teacher, in two phases.
 
-Phase 1 sees the stored 128-pixel crops, some of their patches dropped; phase 2 whole-size crops,
-half of them recovered by the MAE from a part of their patches, which is what is served. Beside the
+Phase 1 sees the stored 128-pixel crops, some of their patches dropped; phase 2 whole-size crops as
+a server meets them: patches sent in one round or two, recovered by the MAE or not, and whole frames
+that were coded and reduced. Beside the
 label a frame has the teacher's logits, each patch token has the teacher's features at its place
 (linear head, two blocks before the end), and its evidence for the classes there (after Jiang et
 al. 2021, "All tokens matter"): with ten thousand pictures, the label alone teaches too little.
@@ -16,14 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from profiles.train import augment, teach
+from profiles.train import augment, served, teach
 from profiles.train.loop import Budget, Recipe, Tick, fit
-from profiles.train.patchwork import recovered, some, to_patches
+from profiles.train.patchwork import PATCH, some, to_patches
 from profiles.train.photos import Photos
 from profiles.train.teacher import WIDTHS, Teacher, to_tensor
 from server.models.checkpoint import resample_positions
 from server.models.mae import MaskedAutoencoder, take
 from server.models.vit import Block, VisionTransformer, ViTConfig
+
+KINDS = ("one", "whole", "two", "recovered")
+"""What phase 2 sees, in turn: see ``arrive``."""
 
 TEACHER_SIDE = 160
 """Side at which the teacher looks at a 224-pixel crop: nearer to what it was trained at."""
@@ -115,6 +119,41 @@ def enlarge(student: Student, config: ViTConfig) -> Student:
     return made
 
 
+def arrive(
+    kind: str, vit: VisionTransformer, mae: MaskedAutoencoder, frames: served.U8, tick: Tick
+) -> tuple[Tensor, Tensor | None]:
+    """``frames`` as the classifier meets them when served: patches and their places (None: all).
+
+    "one" and "two": only patches sent in one or two rounds; "recovered": those recovered by the
+    MAE; "whole": a whole frame, coded and perhaps reduced. Where all places are filled, half of
+    them are dropped for most of the training, which costs little accuracy and much less time.
+    """
+    rng = tick.rng
+    if kind == "whole":
+        if rng.random() < 0.7:
+            scale = float(rng.choice((1.0, 0.5, 0.375, 0.25)))
+            frames = served.reduced(frames, scale, int(rng.integers(10, 90)))
+        patches = to_patches(frames)
+    else:
+        patches = to_patches(frames)
+        share = rng.uniform(0.06, 0.5)
+        b, n, _ = patches.shape
+        if kind == "two":
+            indices = served.two_rounds(vit, patches, share, rng.uniform(0.05, 0.3))
+        else:
+            indices = some(max(1, int(n * share)), n, b)
+        sent = served.coded(take(patches, indices), int(rng.integers(15, 90)))
+        if kind != "recovered":
+            return sent, indices
+        with torch.no_grad():
+            patches = mae.recover(sent, indices)
+    if tick.progress >= 0.8:
+        return patches, None
+    b, n, _ = patches.shape
+    kept = some(int(n * rng.uniform(0.4, 0.8)), n, b)
+    return take(patches, kept), kept
+
+
 def phase_two(
     student: Student,
     scale: teach.Scale,
@@ -139,24 +178,17 @@ def phase_two(
             to_tensor(frames), (TEACHER_SIDE, TEACHER_SIDE), mode="bilinear", antialias=True
         )
         logits, grid, evidence = teach.ask(teacher, small)
-        patches = to_patches(frames)
-        b, n, _ = patches.shape
-        cells = round(n**0.5)
+        cells = frames.shape[1] // PATCH
         said = teach.Answers(
             logits,
             scale.standardise(teach.per_patch(grid, cells)),
             teach.per_patch(evidence, cells),
         )
-        # Every other batch is as A-MOT's server sees it: the frame recovered from a part.
-        served = tick.step % 2 == 0
-        if served:
-            patches = recovered(mae, patches, tick.rng.uniform(0.1, 0.6))
-        indices = some(int(n * tick.rng.uniform(0.4, 0.8)), n, b) if tick.progress < 0.8 else None
-        if indices is not None:
-            patches = take(patches, indices)
+        kind = KINDS[tick.step % len(KINDS)]
+        patches, indices = arrive(kind, student.vit, mae, frames, tick)
         labels = torch.from_numpy(photos.labels[tick.indices])
         value, figures = distil(student, patches, indices, labels, said)
-        return value, {("recovered" if served else "full"): figures["right"]}
+        return value, {kind: figures["right"]}
 
     recipe = Recipe(lr=5e-4, batch=32, weight_decay=0.05, warmup=0.05, ema=0.998)
     return fit(
