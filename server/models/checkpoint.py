@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from server.models.light import LightConfig, LightInference
 from server.models.mae import MAEConfig, MaskedAutoencoder
+from server.models.superres import SuperResConfig, SuperResolution
 from server.models.vit import VisionTransformer, ViTConfig, from_mapping
 
 Config = ViTConfig | MAEConfig | Mapping[str, Any]
@@ -30,6 +32,8 @@ Config = ViTConfig | MAEConfig | Mapping[str, Any]
 KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "vit": (ViTConfig, VisionTransformer),
     "mae": (MAEConfig, MaskedAutoencoder),
+    "superres": (SuperResConfig, SuperResolution),
+    "light": (LightConfig, LightInference),
 }
 """Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""
 
@@ -115,7 +119,7 @@ def convert(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """``tensors`` in float32 under this project's names, patch embedding as a matrix."""
     out: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if re.search(_UNUSED[kind], name):
+        if kind in _UNUSED and re.search(_UNUSED[kind], name):
             continue
         for pattern, replacement in _TRANSFORMERS:
             name = re.sub(pattern, replacement, name)
@@ -158,9 +162,9 @@ def _join_qkv(tensors: dict[str, Tensor]) -> None:
 def _fit(path: Path, model: nn.Module, given: dict[str, Tensor]) -> None:
     """Complete ``given`` for ``model`` in place, or raise ConfigError naming what does not fit."""
     wanted = model.state_dict()
-    grid = int(model.config.grid)  # type: ignore[union-attr, arg-type]
     for name in ("pos_embed", "decoder_pos_embed"):
         if name in given and name in wanted and given[name].ndim == 3:
+            grid = int(model.config.grid)  # type: ignore[union-attr, arg-type]
             given[name] = resample_positions(given[name], grid)
     for name, value in wanted.items():
         # Not kept in our files; only training needs them.

@@ -1,0 +1,169 @@
+"""A-MOT's light inference: the second round without recovering and classifying again.
+
+Liu et al., "Adaptive Offloading of Transformer Inference for Weak Edge Devices with Masked
+Autoencoders", ACM TOSN 2024, section 4.4 and figure 10. The new patches alone go through the
+classifier's own stem and attention layers, which for so few tokens is cheap. What comes out and the
+first round's tokens go through a linear layer each, are added where they stand at the same place
+(the class tokens with each other), and three attention layers of the classifier's size and a head
+make the class. The classifier is not changed; only what is defined here is trained.
+
+Nothing is computed that cannot reach the class: the last attention layer has one query, the class
+token. The result is that of the whole layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from server.models.stem import Mixer
+from server.models.vit import Block, VisionTransformer, ViTConfig
+
+
+@dataclass(frozen=True)
+class LightConfig:
+    """Shape of a model; ``dim``, ``heads`` and ``mlp_ratio`` are the classifier's.
+
+    The paper's ablations (section 5.3.2) are ``layers`` 1 (one-attention), ``linear`` false
+    (non-linear: added as they are) and ``first`` false (only-new: the first round's tokens are
+    not used).
+    """
+
+    dim: int
+    heads: int
+    classes: int
+    layers: int = 3
+    mlp_ratio: float = 4.0
+    linear: bool = True
+    first: bool = True
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.layers < 1:
+            raise ValueError("dim must be a multiple of heads, and layers at least 1")
+
+
+def for_classifier(vit: ViTConfig) -> LightConfig:
+    """The paper's configuration beside a classifier of shape ``vit``."""
+    return LightConfig(vit.dim, vit.heads, vit.classes, mlp_ratio=vit.mlp_ratio, eps=vit.eps)
+
+
+class ClassBlock(Block):
+    """A transformer block of which only the first token is computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [b, n, d] to the first one [b, 1, d], as ``Block`` would give it."""
+        b, _, d = x.shape
+        attn = self.attn
+        y = self.norm1(x)
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        q = F.linear(y[:, :1], weight[:d], bias[:d])
+        k, v = F.linear(y, weight[d:], bias[d:]).chunk(2, dim=-1)
+        q, k, v = (
+            part.view(b, -1, attn.heads, d // attn.heads).transpose(1, 2) for part in (q, k, v)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v)
+        x = x[:, :1] + attn.proj(seen.transpose(1, 2).reshape(b, 1, d))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class LightInference(nn.Module):
+    """See the module's text."""
+
+    def __init__(self, config: LightConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.dim, config.heads, config.mlp_ratio, config.eps)
+        if config.linear:
+            self.new = nn.Linear(config.dim, config.dim)
+            if config.first:
+                self.old = nn.Linear(config.dim, config.dim)
+        self.blocks = nn.ModuleList(Block(*shape) for _ in range(config.layers - 1))
+        self.blocks.append(ClassBlock(*shape))
+        self.norm = nn.LayerNorm(config.dim, eps=config.eps)
+        self.head = nn.Linear(config.dim, config.classes)
+
+    @torch.no_grad()
+    def start_from(self, vit: VisionTransformer) -> None:
+        """Start as the classifier after round one (only-new: after the new patches alone).
+
+        The layers begin as copies of the classifier's last ones with a silent output: a residual
+        layer that adds nothing passes on what it is given. The new tokens' linear layer begins
+        near zero, so at first the class is the one of round one.
+        """
+        if self.config.linear:
+            nn.init.eye_(self.new.weight)
+            nn.init.zeros_(self.new.bias)
+            if self.config.first:
+                self.new.weight.mul_(0.1)
+                nn.init.eye_(self.old.weight)
+                nn.init.zeros_(self.old.bias)
+        for place, block in enumerate(reversed(self.blocks), 1):
+            assert isinstance(block, Block)
+            block.load_state_dict(vit.blocks[-min(place, len(vit.blocks))].state_dict())
+            for last in (block.attn.proj, block.mlp.fc2):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+        norm = vit.norm if vit.config.pool == "cls" else vit.fc_norm
+        self.norm.load_state_dict(norm.state_dict())
+        self.head.load_state_dict(vit.head.state_dict())
+
+    def forward(
+        self, vit: VisionTransformer, new_patches: Tensor, new_indices: Tensor, first_tokens: Tensor
+    ) -> Tensor:
+        """Logits [b, classes] from the second round's patches and the first round's tokens.
+
+        ``new_patches`` float32 [b, k, patch_size] in [0, 1] at ``new_indices`` int64 [b, k],
+        distinct within a row; ``first_tokens`` [b, 1+N, dim] as ``vit.forward_features`` gave them
+        in the first round.
+        """
+        return self.decode(encode(vit, new_patches, new_indices), new_indices, first_tokens)
+
+    def decode(self, new_tokens: Tensor, new_indices: Tensor, first_tokens: Tensor) -> Tensor:
+        """Logits [b, classes] from the new patches' tokens [b, 1+k, dim] (see ``encode``)."""
+        x = self.new(new_tokens) if self.config.linear else new_tokens
+        if self.config.first:
+            old = self.old(first_tokens) if self.config.linear else first_tokens
+            places = F.pad(new_indices + 1, (1, 0))  # the class token's place is 0
+            x = old.scatter_add(1, places.unsqueeze(-1).expand_as(x), x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))  # type: ignore[no-any-return]
+
+
+def encode(vit: VisionTransformer, patches: Tensor, indices: Tensor) -> Tensor:
+    """Patches [b, k, patch_size] at ``indices`` [b, k] alone through the classifier's layers.
+
+    Returns tokens [b, 1+k, dim], those of ``vit.forward_features(vit.embed(...))``, but pays in
+    the mixers for the tokens that are there only.
+    """
+    x: Tensor = vit.patch_embed((patches - vit.mean) / vit.std)
+    for mixer in vit.mixers:
+        assert isinstance(mixer, Mixer)
+        x = _mix(mixer, x, indices, vit.config.grid)
+    head = (vit.cls_token + vit.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+    x = torch.cat((head, x + vit.pos_embed[0, 1:][indices]), dim=1)
+    for block in vit.blocks:
+        assert isinstance(block, Block)
+        x = block(x)
+    return x
+
+
+def _mix(mixer: Mixer, x: Tensor, indices: Tensor, grid: int) -> Tensor:
+    """``mixer(x, indices, grid)`` as one matrix product over the neighbours of each token."""
+    b, k, d = x.shape
+    wide = grid + 2  # a border of absent tokens
+    centre = (indices // grid + 1) * wide + indices % grid + 1
+    around = torch.arange(-1, 2, device=x.device)
+    near = (around[:, None] * wide + around).flatten()
+    y = mixer.norm(x)
+    full = y.new_zeros(b, wide * wide, d)
+    full = full.scatter(1, centre.unsqueeze(-1).expand(-1, -1, d), y)
+    where = (centre.unsqueeze(-1) + near).flatten(1).unsqueeze(-1).expand(-1, -1, d)
+    patches = full.gather(1, where).view(b, k, near.numel() * d)
+    weight = mixer.conv.weight.permute(0, 2, 3, 1).reshape(d, -1)  # [out, (row, column, in)]
+    y = F.linear(patches, weight, mixer.conv.bias)
+    return x + mixer.proj(F.gelu(y))  # type: ignore[no-any-return]

@@ -1,0 +1,76 @@
+"""How many multiply-adds the models take for one frame, counted from their shapes.
+
+Counted are matrix products and convolutions, those of attention included, as they are computed: a
+convolution over a grid pays for every place of it. Norms, activations and softmax are left out, as
+is usual. One multiply-add is two FLOPs.
+"""
+
+from __future__ import annotations
+
+from server.models.light import LightConfig
+from server.models.mae import MAEConfig
+from server.models.vit import ViTConfig
+
+
+def classify(config: ViTConfig) -> int:
+    """One classification of a whole frame: the full inference that others are compared with.
+
+    With it the row of the class token's attention, which A-MOT asks for.
+    """
+    n = config.grid**2
+    row, head = (1 + n) * config.dim, config.dim * config.classes
+    mixers = config.mixers if config.stem == "local" else 0
+    return (
+        _stem(config, n) + mixers * _mixer(config.dim, n, n)
+        + config.depth * _block(config.dim, config.mlp_ratio, 1 + n) + row + head
+    )  # fmt: skip
+
+
+def recover(config: MAEConfig, visible: int) -> int:
+    """The recovery of a frame from ``visible`` patches."""
+    n = config.grid**2
+    width, ends = config.decoder_dim, config.patch_size * (config.dim * visible)
+    return (
+        ends + config.depth * _block(config.dim, config.mlp_ratio, 1 + visible)
+        + (1 + visible) * config.dim * width
+        + config.decoder_depth * _block(width, config.mlp_ratio, 1 + n)
+        + (1 + n) * width * config.patch_size
+    )  # fmt: skip
+
+
+def light(config: LightConfig, vit: ViTConfig, new: int) -> int:
+    """The light inference of ``new`` patches beside a classifier of shape ``vit``."""
+    dim, ratio = config.dim, config.mlp_ratio
+    mixers = vit.mixers if vit.stem == "local" else 0
+    encoder = (
+        _stem(vit, new) + mixers * _mixer(dim, new, new)
+        + vit.depth * _block(vit.dim, vit.mlp_ratio, 1 + new)
+    )  # fmt: skip
+    tokens = 1 + (vit.grid**2 if config.first else new)
+    lines = ((1 + new) + (tokens if config.first else 0)) * dim**2 if config.linear else 0
+    whole = (config.layers - 1) * _block(dim, ratio, tokens)
+    last = _block(dim, ratio, tokens, queries=1)
+    return encoder + lines + whole + last + dim * config.classes
+
+
+def _block(dim: int, mlp_ratio: float, tokens: int, queries: int | None = None) -> int:
+    """A transformer block over ``tokens``, computed for ``queries`` of them (None: for all)."""
+    queries = tokens if queries is None else queries
+    project = 2 * tokens * dim**2 + 2 * queries * dim**2  # key and value; query and output
+    attend = 2 * queries * tokens * dim
+    return project + attend + 2 * queries * dim * int(dim * mlp_ratio)
+
+
+def _stem(config: ViTConfig, patches: int) -> int:
+    """The embedding of ``patches``, without the mixers."""
+    if config.stem == "linear":
+        return patches * config.patch_size * config.dim
+    w, half, quarter = config.stem_width, (config.patch // 2) ** 2, (config.patch // 4) ** 2
+    first = half * 9 * (config.channels * w + w * w)
+    second = quarter * 9 * (w * 2 * w + 4 * w * w)
+    return patches * (first + second + quarter * 2 * w * config.dim)
+
+
+def _mixer(dim: int, convolved: int, tokens: int) -> int:
+    """A mixer whose convolution gives ``convolved`` places, of which ``tokens`` are there."""
+    return convolved * 9 * dim**2 + tokens * dim**2
