@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from common import codec, registry
 from common.errors import ConfigError, Refused
 from common.messages import Query, Tensor
-from common.patches import Indices, patchify
+from common.patches import Indices, mosaic_grid, patchify, unmosaic
 from common.profile import Input, Profile
 from server.models.checkpoint import load_model
 from server.models.mae import MaskedAutoencoder
@@ -112,20 +112,33 @@ class Serving:
     def scaled_frame(self, query: Query) -> U8:
         """As `frame`, of a picture of any size up to twice the input's, resampled (bicubic)."""
         shape = self.input
-        tensor = self.tensor(query, "frame")
+        picture = self.picture(query, "frame", 2)
+        if picture.shape[:2] != (shape.height, shape.width):
+            picture = _resample(picture, shape.height, shape.width)
+        return patchify(picture, shape.patch)
+
+    def picture(self, query: Query, name: str, most: int) -> U8:
+        """Tensor `name` uint8 [h, w, 3] of any size up to `most` times the input's sides."""
+        shape, tensor = self.input, self.tensor(query, name)
+        height, width = most * shape.height, most * shape.width
         if len(tensor.shape) != 3 or not (
-            0 < tensor.shape[0] <= 2 * shape.height and 0 < tensor.shape[1] <= 2 * shape.width
+            0 < tensor.shape[0] <= height and 0 < tensor.shape[1] <= width
         ):
             raise Refused(
                 "bad",
-                f"frame is {tensor.shape}: give [h, w, {shape.channels}], each side at most twice "
-                f"that of {shape.width}x{shape.height}",
+                f"{name} is {tensor.shape}: give [h, w, {shape.channels}], "
+                f"at most {width}x{height}",
             )
-        height, width, _ = tensor.shape
-        picture = self.array(query, "frame", "uint8", (height, width, shape.channels))
-        if (height, width) != (shape.height, shape.width):
-            picture = _resample(picture, shape.height, shape.width)
-        return patchify(picture, shape.patch)
+        return self.array(query, name, "uint8", (*tensor.shape[:2], shape.channels))
+
+    def supplied(self, query: Query, count: int) -> U8:
+        """The `count` patches uint8 [count, p*p*3] in tensor "patches", or in a JPEG mosaic."""
+        shape, side = self.input, self.input.patch
+        if self.tensor(query, "patches").codec != "jpeg":
+            return self.array(query, "patches", "uint8", (count, side * side * shape.channels))
+        rows, columns = mosaic_grid(count)
+        picture = self.array(query, "patches", "uint8", (rows * side, columns * side, 3))
+        return unmosaic(picture, count, side)
 
     # Computing, on the accelerator.
 

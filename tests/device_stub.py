@@ -85,6 +85,8 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
         "raw": {"codec": "lz4"},
         "jpeg": {"quality": 75, "scale": 1.0},
         "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
+        "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 0.8},
+        "isr": {"scale": 0.5},
     }
     if "device/local.onnx" in files:
         offered["local"] = {"model": "local", "file": "device/local.onnx"}

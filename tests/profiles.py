@@ -27,6 +27,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 75, "scale": 1.0},
     "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
     "local": {"model": "local", "file": "device/local.onnx"},
+    "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 1.0},
+    "isr": {"scale": 0.5, "quality": 75},
 }
 
 
@@ -79,6 +81,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     from safetensors.torch import save_file
 
     from server.models.mae import MAEConfig, MaskedAutoencoder
+    from server.models.superres import SuperResConfig, SuperResolution
     from server.models.vit import VisionTransformer, ViTConfig
 
     vit = ViTConfig(dim=16, depth=2, heads=2, classes=len(CLASSES), image=SIDE, patch=PATCH)
@@ -92,15 +95,24 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
         image=SIDE,
         patch=PATCH,
     )
+    superres = SuperResConfig(width=4, blocks=1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier, recovery = VisionTransformer(vit), MaskedAutoencoder(mae)
+        sharper = SuperResolution(superres)
+        torch.nn.init.normal_(sharper.tail.weight, std=0.1)  # so that it is not bicubic
         torch.nn.init.normal_(classifier.head.weight, std=1.0)  # so that frames differ in class
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
+    save_file(sharper.state_dict(), root / "weights" / "superres.safetensors")
     return {
         "vit": {"kind": "vit", "file": "weights/vit.safetensors", "config": asdict(vit)},
         "mae": {"kind": "mae", "file": "weights/mae.safetensors", "config": asdict(mae)},
+        "superres": {
+            "kind": "superres",
+            "file": "weights/superres.safetensors",
+            "config": asdict(superres),
+        },
     }
 
 

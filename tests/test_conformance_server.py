@@ -309,7 +309,7 @@ class TestJpeg:
         self, pair: Pair, shape: tuple[int, ...]
     ) -> None:
         huge = Tensor(b"", "uint8", shape, "jpeg")
-        with pytest.raises(Refused, match="at most twice"):
+        with pytest.raises(Refused, match="at most 128x128"):
             pair.served["jpeg"].prepare(Query("jpeg", "whole", tensors={"frame": huge}), NOTHING)
 
     def test_the_codecs_do_not_cross(self, pair: Pair) -> None:

@@ -24,6 +24,8 @@ PACKAGE = "device.strategies"
 NAMES = registry.names(PACKAGE)
 FILES = {"device/local.onnx": local_model()}
 TOTAL = (SIDE // PATCH) ** 2
+FIRST = ("sample", "low")
+"""The first steps of strategies of two rounds."""
 
 
 def bundle(root: Path, made: Manifest | None = None) -> Bundle:
@@ -63,7 +65,7 @@ def converse(
             if fail is not None and len(asked) - 1 == fail_at:
                 query = steps.throw(fail)
                 continue
-            wants = patches.pack(np.arange(4), TOTAL) if query.step == "sample" else None
+            wants = patches.pack(np.arange(4), TOTAL) if query.step in FIRST else None
             reply = result(classify(shade(label)), wants=wants)
             query = steps.send(replace(reply, id=100 + len(asked)))
     except StopIteration as stop:

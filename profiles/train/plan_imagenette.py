@@ -13,7 +13,18 @@ import numpy.typing as npt
 import torch
 
 from profiles.export import local_onnx
-from profiles.train import augment, evaluate, local, mae, publish, teach, teacher, vit_photos
+from profiles.train import (
+    augment,
+    evaluate,
+    light,
+    local,
+    mae,
+    publish,
+    superres,
+    teach,
+    teacher,
+    vit_photos,
+)
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from profiles.train.photos import IMAGENETTE, Photos, load, split_off
@@ -123,6 +134,22 @@ def finish_vit(job: Job) -> None:
     )  # fmt: skip
 
 
+def train_superres(job: Job) -> None:
+    """The network that sharpens frames sent at low resolution."""
+    photos, held = _split(job)
+    superres.stage(job, photos.frames, held.frames[:100])
+
+
+def train_light(job: Job) -> None:
+    """The light inference of A-MOT's second round, beside the published classifier."""
+    photos, held = _split(job)
+
+    def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        return augment.random_crops(rng, photos.frames[chosen], 224, (0.4, 1.0))
+
+    light.stage(job, "imagenette", frames, photos.labels, len(photos), held)
+
+
 def make_profile(job: Job) -> None:
     """Choose A-MOT's settings on held-out photographs, report on the validation set, publish."""
     vit, model = (
@@ -167,5 +194,7 @@ STAGES: dict[str, Stage] = {
     "local": train_local,
     "vit": train_vit,
     "finish": finish_vit,
+    "superres": train_superres,
     "publish": make_profile,
+    "light": train_light,
 }

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from profiles.export import local_onnx
-from profiles.train import evaluate, local, mae, publish, scenes, signs, vit_signs
+from profiles.train import evaluate, light, local, mae, publish, scenes, signs, superres, vit_signs
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from server.models.checkpoint import save_weights
@@ -81,6 +81,21 @@ def train_local(job: Job) -> None:
     job.record("local", seconds, evaluation=reported)
 
 
+def train_superres(job: Job) -> None:
+    """The network that sharpens frames sent at low resolution."""
+    superres.stage(job, scenes.load(SEEDS).frames, scenes.load(CHOOSING).frames[:100])
+
+
+def train_light(job: Job) -> None:
+    """The light inference of A-MOT's second round, beside the published classifier."""
+    data = scenes.load(SEEDS)
+
+    def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        return data.frames[chosen]
+
+    light.stage(job, "signs", frames, data.labels, len(data), scenes.load(CHOOSING))
+
+
 def make_profile(job: Job) -> None:
     """Choose A-MOT's settings on calibration scenes, measure on evaluation scenes, publish."""
     vit, model = (
@@ -114,5 +129,7 @@ STAGES: dict[str, Stage] = {
     "mae": train_mae,
     "vit": train_vit,
     "local": train_local,
+    "superres": train_superres,
     "publish": make_profile,
+    "light": train_light,
 }
