@@ -1,4 +1,4 @@
-"""Arrays to compact bytes and back: raw, lz4, zstd, jpeg.
+"""Arrays to compact bytes and back: raw, lz4, zstd, jpeg, webp.
 
 Decoding checks the announced shape against what the bytes say before memory is taken, so a few
 bytes cannot ask for gigabytes. Each library is imported on first use.
@@ -6,7 +6,9 @@ bytes cannot ask for gigabytes. Each library is imported on first use.
 
 from __future__ import annotations
 
+import io
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -91,17 +93,50 @@ def _jpeg_decode(tensor: Tensor) -> Array:
         raise ValueError(f"jpeg: {error}") from None
 
 
+def _webp_encode(array: Array, quality: int = 75) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "WEBP", quality=quality)
+    return stream.getvalue()
+
+
+def _webp_decode(tensor: Tensor) -> Array:
+    """Simple lossy files alone, whose size stands in the head (RFC 9649, sections 2.5 and 2.6).
+
+    Pillow takes memory for the size that a file says it has, so that is read here first.
+    """
+    from PIL import Image
+
+    head = bytes(tensor.data[:30])
+    if len(head) < 30 or (head[:4], head[8:16]) != (b"RIFF", b"WEBPVP8 "):
+        raise ValueError("webp: no simple lossy picture")
+    width, height = (side & 0x3FFF for side in struct.unpack("<HH", head[26:]))
+    if tensor.dtype != "uint8" or (height, width, 3) != tensor.shape:
+        raise ValueError(f"webp: a picture of {width}x{height} is not of shape {tensor.shape}")
+    try:
+        with Image.open(io.BytesIO(tensor.data), formats=("WEBP",)) as image:
+            array = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"webp: {error}") from None
+    if array.shape != tensor.shape:
+        raise ValueError(f"webp: the file holds {array.shape}, not {tensor.shape}")
+    return array
+
+
 CODECS: dict[str, tuple[Callable[..., bytes | memoryview], Callable[[Tensor], Array]]] = {
     "raw": (_raw_encode, _raw_decode),
     "lz4": (_lz4_encode, _lz4_decode),
     "zstd": (_zstd_encode, _zstd_decode),
     "jpeg": (_jpeg_encode, _jpeg_decode),
+    "webp": (_webp_encode, _webp_decode),
 }
 
 
 def encode(array: Array, codec: str = "raw", **options: int) -> Tensor:
-    """`array` coded by `codec` ("jpeg": uint8 [H, W, 3], lossy, `quality` 1-100, 4:2:0).
+    """`array` coded by `codec`.
 
+    "jpeg" and "webp": uint8 [H, W, 3], lossy, `quality` 1-100, 4:2:0; "webp" needs Pillow.
     "raw" copies nothing: the tensor is a view of the array.
     """
     data = CODECS[codec][0](array, **options)

@@ -1,7 +1,10 @@
+import io
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from common import codec, patches
 from common.messages import Tensor
@@ -33,9 +36,10 @@ def smooth() -> np.ndarray:
     return np.stack([*channels, np.full((224, 224), 90.0)], axis=-1).astype(np.uint8)
 
 
-def test_jpeg_is_close_and_higher_quality_is_closer_and_larger() -> None:
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_a_picture_is_close_and_higher_quality_is_closer_and_larger(name: str) -> None:
     frame = smooth()
-    low, high = (codec.encode(frame, "jpeg", quality=q) for q in (30, 95))
+    low, high = (codec.encode(frame, name, quality=q) for q in (30, 95))
     error = [np.abs(codec.decode(t).astype(int) - frame).mean() for t in (low, high)]
     assert error[1] < error[0] < 6
     assert len(low.data) < len(high.data) < frame.nbytes / 10
@@ -50,7 +54,7 @@ def test_patches_in_a_mosaic_do_not_leak_into_each_other() -> None:
     assert np.abs(back.astype(int) - tiles).max() <= 2
 
 
-@pytest.mark.parametrize("name", ["raw", "lz4", "zstd", "jpeg"])
+@pytest.mark.parametrize("name", ["raw", "lz4", "zstd", "jpeg", "webp"])
 @given(junk=st.binary(max_size=200))
 def test_junk_is_a_value_error(name: str, junk: bytes) -> None:
     with pytest.raises(ValueError, match=name if name != "raw" else "do not hold"):
@@ -62,9 +66,34 @@ def test_a_small_packet_cannot_ask_for_gigabytes() -> None:
     for shape in [(1 << 40,), (999,)]:
         with pytest.raises(ValueError, match="zstd"):
             codec.decode(Tensor(small.data, "uint8", shape, "zstd"))
-    picture = codec.encode(np.zeros((64, 64, 3), np.uint8), "jpeg")
-    with pytest.raises(ValueError, match="is not of shape"):
-        codec.decode(Tensor(picture.data, "uint8", (32, 32, 3), "jpeg"))
+    for name in ("jpeg", "webp"):
+        picture = codec.encode(np.zeros((64, 64, 3), np.uint8), name)
+        with pytest.raises(ValueError, match="is not of shape"):
+            codec.decode(Tensor(picture.data, "uint8", (32, 32, 3), name))
+
+
+@settings(max_examples=200)
+@given(at=st.integers(0, 400), value=st.integers(0, 255), end=st.integers(1, 400))
+def test_a_webp_that_was_spoiled_is_a_picture_or_a_value_error(
+    at: int, value: int, end: int
+) -> None:
+    whole = bytearray(codec.encode(smooth()[:64, :64], "webp").data)
+    whole[at % len(whole)] = value
+    for data in (bytes(whole), bytes(whole[:end])):
+        try:
+            assert codec.decode(Tensor(data, "uint8", (64, 64, 3), "webp")).shape == (64, 64, 3)
+        except ValueError as error:
+            assert str(error).startswith("webp")  # noqa: PT017 - one or the other
+
+
+def test_other_kinds_of_webp_are_not_opened() -> None:
+    """One without loss, or of several pictures, says its size elsewhere."""
+    frame = Image.fromarray(smooth())
+    for options in ({"lossless": True}, {"save_all": True, "append_images": [frame.rotate(90)]}):
+        stream = io.BytesIO()
+        frame.save(stream, "WEBP", **options)
+        with pytest.raises(ValueError, match="simple"):
+            codec.decode(Tensor(stream.getvalue(), "uint8", (224, 224, 3), "webp"))
 
 
 def test_an_unknown_codec_is_named() -> None:

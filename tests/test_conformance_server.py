@@ -295,6 +295,9 @@ class TestAmot:
         assert first.size == first.remember.patches.nbytes + 8 * (4 + 4)
 
 
+FORMATS = ("jpeg", "webp")
+
+
 class TestJpeg:
     """What only the JPEG strategy does."""
 
@@ -302,6 +305,14 @@ class TestJpeg:
         full, half = (pair.converse("jpeg", 2, quality=95, scale=s)[0][0] for s in (1.0, 0.5))
         assert half.query.tensors["frame"].shape == (32, 32, 3)
         near = np.abs(half.work.arrays["patches"].astype(int) - full.work.arrays["patches"])
+        assert near.mean() < 12
+
+    def test_webp_carries_the_same_picture_in_fewer_bytes(self, pair: Pair) -> None:
+        jpeg, webp = (pair.converse("jpeg", 2, quality=60, format=f)[0][0] for f in FORMATS)
+        assert webp.query.tensors["frame"].codec == "webp"
+        sizes = [len(asked.query.tensors["frame"].data) for asked in (jpeg, webp)]
+        assert sizes[1] < sizes[0]
+        near = np.abs(webp.work.arrays["patches"].astype(int) - jpeg.work.arrays["patches"])
         assert near.mean() < 12
 
     @pytest.mark.parametrize("shape", [(20000, 8, 3), (8, 20000, 3), (0, 8, 3), (8, 0, 3)])
@@ -314,7 +325,7 @@ class TestJpeg:
 
     def test_the_codecs_do_not_cross(self, pair: Pair) -> None:
         frame = picture(pair.profile)
-        for strategy, codec in (("raw", "jpeg"), ("jpeg", "lz4")):
+        for strategy, codec in (("raw", "jpeg"), ("raw", "webp"), ("jpeg", "lz4")):
             query = Query(strategy, "whole", tensors={"frame": encode(frame, codec)})
             with pytest.raises(Refused, match="strategy"):
                 pair.served[strategy].prepare(query, NOTHING)

@@ -1,4 +1,4 @@
-"""The whole frame as a JPEG, at any quality and scale, classified: what people do today."""
+"""The whole frame as a JPEG or WebP, at any quality and scale, classified: what people do today."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ KEY = ("jpeg", "whole")
 
 
 class Jpeg(WholeFrame):
-    """Step "whole": "frame", a JPEG of uint8 [h, w, 3], resampled here to the input's size."""
+    """Step "whole": "frame" uint8 [h, w, 3], JPEG or WebP, resampled here to the input's size."""
 
     def prepare(self, query: Query, memory: Memory) -> Work:
         """Decode and resample the frame. Raises Refused("bad" | "unknown")."""
         if query.step != "whole":
             raise no_step(query, "whole")
-        if self.serving.tensor(query, "frame").codec != "jpeg":
-            raise Refused("bad", "frame must be a JPEG; others go by the strategy raw")
+        if self.serving.tensor(query, "frame").codec not in ("jpeg", "webp"):
+            raise Refused("bad", "frame must be a JPEG or WebP; others go by the strategy raw")
         return Work(KEY, {"patches": self.serving.scaled_frame(query)})
 
 

@@ -18,8 +18,8 @@ class Raw(WholeFrame):
         """Decode the frame. Raises Refused("bad" | "unknown")."""
         if query.step != "whole":
             raise no_step(query, "whole")
-        if self.serving.tensor(query, "frame").codec == "jpeg":
-            raise Refused("bad", "a JPEG goes by the strategy jpeg")
+        if self.serving.tensor(query, "frame").codec in ("jpeg", "webp"):
+            raise Refused("bad", "a JPEG or WebP goes by the strategy jpeg")
         return Work(KEY, {"patches": self.serving.frame(query)})
 
 
