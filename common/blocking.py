@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Final
 
 from common.backoff import Backoff
-from common.channel import BlockingSocket
 from common.download import Download
 from common.errors import OffboardError, ProtocolError, Refused, Unavailable
 from common.messages import (
@@ -38,6 +37,7 @@ from common.messages import (
 from common.parser import Parser
 from common.pending import Book, Pending, Reply
 from common.protocol import Phase, Side, State
+from common.sockets import BlockingSocket
 from common.wire import BEFORE_AUTH, DEFAULT, VERSIONS, Limits, encode
 
 FRESH: Final = 0.1

@@ -1,7 +1,7 @@
-"""The only file that opens a socket: asyncio channels, and the blocking socket for scripts.
+"""Opens channels: a device connects, a server listens. How a `Channel` is used.
 
 A `Channel` is one connection, on either side, between a transport and a `Handler`. It parses
-(`wire`), checks what may be said when (`protocol`), pings, lingers and closes; the handler sees
+(`parser`), checks what may be said when (`protocol`), pings, lingers and closes; the handler sees
 messages only. Every callback runs synchronously on the event loop, inside `buffer_updated`: it
 must not block, and it may call `send`, `accept`, `close` and `drain` at once.
 
@@ -49,7 +49,7 @@ use `loop.call_soon_threadsafe`.
     channel.abort(reason)                close now, saying nothing
 
 Device: `await connect(host, port, hello, handler) -> Channel` (see `client.Client` for ids,
-deadlines, credits and reconnection on top). `BlockingSocket` is the same for scripts.
+deadlines, credits and reconnection on top).
 
 `run(main())` runs a program on uvloop where that is installed, else on asyncio's own loop.
 """
@@ -59,21 +59,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import select
-import socket
-import time
 from collections.abc import Callable, Coroutine
-from ssl import SSLContext, SSLWantReadError, SSLWantWriteError
+from ssl import SSLContext
 from typing import Any, Final, TypeVar, cast
 
 from common.connection import Channel, Handler
 from common.errors import OffboardError, Refused, Silent, Unavailable
 from common.messages import Hello, Message, Welcome
 from common.protocol import Side, Timing
-from common.wire import DEFAULT, Buffer, Limits
+from common.wire import DEFAULT, Limits
 
 __all__ = [
-    "BlockingSocket",
     "Channel",
     "Handler",
     "Listener",
@@ -88,9 +84,6 @@ DARK: Final = frozenset(
     (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT)
 )
 """Errors of connecting that say nothing of the server."""
-
-LONGEST: Final = 86_400.0
-"""Seconds that one wait for a blocking socket may last."""
 
 
 class Listener:
@@ -227,73 +220,3 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a program on the best loop there is, and close it."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
-
-
-class BlockingSocket:
-    """A TCP connection for `blocking.BlockingClient`. Ends on `time.monotonic`.
-
-    Every call raises TimeoutError at its end and OSError if the link drops.
-    """
-
-    def __init__(self, host: str, port: int, end: float, ssl: SSLContext | None = None) -> None:
-        self._socket = socket.create_connection((host, port), timeout=_left(end))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._tls = ssl is not None
-        if ssl is not None:
-            self._socket = ssl.wrap_socket(self._socket, server_hostname=host)
-        # A timeout of Python's own would cost an ioctl for every change of it.
-        self._socket.setblocking(False)
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(self._socket, select.POLLIN)
-        self._writable.register(self._socket, select.POLLOUT)
-
-    def send(self, buffers: list[Buffer], end: float) -> None:
-        """Write all of `buffers`."""
-        if self._tls:
-            buffers = [b"".join(buffers)]
-        while buffers:
-            try:
-                sent = self._send(buffers)
-            except SSLWantReadError:
-                self._wait(self._readable, end)
-            except (BlockingIOError, SSLWantWriteError):
-                self._wait(self._writable, end)
-            else:
-                while buffers and sent >= len(buffers[0]):
-                    sent -= len(buffers.pop(0))
-                if sent:
-                    buffers[0] = memoryview(buffers[0])[sent:]
-
-    def receive(self, buffer: memoryview, end: float) -> int:
-        """Read what is there into `buffer`: its length in bytes, 0 at the end of the stream."""
-        if not self._tls:  # with TLS the bytes may have been read already
-            self._wait(self._readable, end)
-        while True:
-            try:
-                return self._socket.recv_into(buffer)
-            except (BlockingIOError, SSLWantReadError):
-                self._wait(self._readable, end)
-            except SSLWantWriteError:
-                self._wait(self._writable, end)
-
-    def ready(self) -> bool:
-        """Whether there is something to receive, the end of the stream included."""
-        return bool(self._readable.poll(0))
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def _send(self, buffers: list[Buffer]) -> int:
-        return self._socket.send(buffers[0]) if self._tls else self._socket.sendmsg(buffers)
-
-    def _wait(self, for_what: select.poll, end: float) -> None:
-        if not for_what.poll(min(_left(end), LONGEST) * 1000):
-            raise TimeoutError
-
-
-def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left

@@ -12,7 +12,6 @@ future is made for a query given to `submit`. Everything here belongs to one eve
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
@@ -39,11 +38,10 @@ from common.messages import (
 from common.pending import Book, OnChunk, OnReply, Pending, Reply
 from common.protocol import Timing
 from common.reach import reach, stay
+from common.standing import Standing
 from common.wire import DEFAULT, VERSIONS, Limits
 
 __all__ = ["Client", "Pending", "Reply"]
-
-log = logging.getLogger("offboard.client")
 
 WAITING: Final = 1024
 """Queries that may wait for a credit; more fail at once."""
@@ -91,14 +89,11 @@ class Client:
         self._hello = Hello(VERSIONS, agent, strategies, limits.packet, token)
         self._ssl, self._limits, self._timing = ssl, limits, timing
         self._wait, self._timeout = wait, timeout
-        self._on_state = on_state
+        self._standing = Standing(f"{host}:{port}", on_state)
         self._backoff = backoff or Backoff()
         self._channel: Channel | None = None
         self._closed = False
         self._keeper: asyncio.Task[None] | None = None
-        self._trouble: OffboardError = Unavailable("not connected yet")
-        self._news = asyncio.Event()
-        self._said = ""
         self._book = Book()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -139,7 +134,8 @@ class Client:
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=5.0)
         channel, self._channel = self._channel, None
-        self._fail(Unavailable("the client was closed"))
+        self._standing.trouble = closed = Unavailable("the client was closed")
+        self._fail(closed)
         if channel is not None:
             channel.close(Bye("done", "the client was closed"))
             await asyncio.wait([channel.gone], timeout=5.0)
@@ -157,15 +153,7 @@ class Client:
 
     async def wait_connected(self, timeout: float) -> None:
         """Wait until connected. Raises Refused if we are, Unavailable after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not self.connected:
-                    if isinstance(self._trouble, Refused):
-                        raise self._trouble
-                    await self._news.wait()
-        except TimeoutError:
-            where = f"not connected to {self.host}:{self.port} within {timeout:g} s"
-            raise Unavailable(f"{where}: {self._trouble}") from None
+        await self._standing.wait(timeout)
 
     async def ask(self, query: Query, deadline: float | None = None) -> Reply:
         """The server's answer to `query`, within `deadline` seconds (None: however long).
@@ -254,18 +242,18 @@ class Client:
         now = time.monotonic()
         at = math.inf if deadline is None else now + deadline
         pending = Pending(asked, on_reply, on_chunk, now, at)
-        channel = self._channel
+        channel, waiting = self._channel, self._book.waiting
         if channel is None:
-            self._later(pending, Unavailable(f"not connected: {self._trouble}"))
+            self._later(pending, Unavailable(f"not connected: {self._standing.trouble}"))
         elif channel.draining:
             self._later(pending, Unavailable("the server is going away"))
-        elif len(self._book.waiting) >= WAITING:
+        elif len(waiting) >= WAITING:
             self._later(pending, Unavailable(f"{WAITING} queries wait already"))
         else:
             if at < self._timer_at:
                 self._set_timer(at, now)
-            if self._book.waiting or not channel.writable or channel.credits_left <= 0:
-                self._book.waiting.append(pending)
+            if waiting or not channel.writable or channel.credits_left <= 0:
+                waiting.append(pending)
             else:
                 self._send(channel, pending, now)
         return pending
@@ -353,8 +341,9 @@ class Client:
         """The link dropped."""
         if channel is self._channel:
             self._channel = None
-            self._change(Unavailable(reason))
-            self._fail(self._trouble)
+            trouble = Unavailable(reason)
+            self._standing.down(trouble)
+            self._fail(trouble)
 
     # Being connected.
 
@@ -362,12 +351,12 @@ class Client:
         """Connect, wait for the end, wait a while, connect again."""
         while True:
             try:
-                channel = await reach(self._attempt, self._change)
+                channel = await reach(self._attempt, self._standing.down)
             except Refused as error:
-                self._change(error)
+                self._standing.down(error)
                 pause = self._backoff.refused()
             except (Unavailable, ProtocolError) as error:
-                self._change(error)
+                self._standing.down(error)
                 pause = self._backoff.failed()
             else:
                 since = time.monotonic()
@@ -375,7 +364,7 @@ class Client:
                     if not channel.closing:
                         self._channel, self.welcome = channel, channel.welcome
                         channel.on_writable = self._pump
-                        self._change(None)
+                        self._standing.up(_who(channel))
                     fresh = await stay(channel, self._attempt)
                     if fresh is not None:
                         self.on_closed(channel, "the link was dark")
@@ -391,28 +380,7 @@ class Client:
             ssl=self._ssl, timeout=self._timeout, on_open=on_open,
         )  # fmt: skip
 
-    def _change(self, trouble: OffboardError | None) -> None:
-        """Note where we stand; one log line if that is a change."""
-        if trouble is not None:
-            self._trouble = trouble
-        state = "connected" if trouble is None else _kind(trouble)
-        if state == self._said:
-            return
-        self._said = state
-        where = f"{self.host}:{self.port}"
-        if trouble is None and self.welcome is not None:
-            reason = f"connected to {where}: {self.welcome.agent}, profile {self.welcome.profile}"
-            log.info(reason)
-        else:
-            reason = str(trouble)
-            doing = "refused by" if isinstance(trouble, Refused) else "not connected to"
-            log.warning("%s %s: %s; trying on", doing, where, reason)
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-        if self._on_state is not None:
-            self._on_state(trouble is None, reason)
 
-
-def _kind(trouble: OffboardError) -> str:
-    """Silence or a server that is not there: to whoever waits that is the same state."""
-    return "Unavailable" if isinstance(trouble, Unavailable) else type(trouble).__name__
+def _who(channel: Channel) -> str:
+    welcome = channel.welcome
+    return "" if welcome is None else f"{welcome.agent}, profile {welcome.profile}"

@@ -1,7 +1,6 @@
 """One connection on an open transport: `Channel`, and the `Handler` it speaks for.
 
-`channel` opens and accepts connections, and says how a Channel is used. Nothing else of Offboard
-reads from or writes to a transport.
+`channel` opens and accepts connections, and says how a Channel is used; `sockets` writes.
 """
 
 from __future__ import annotations
@@ -9,12 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, cast
 
-from common import tcpinfo
 from common.errors import ProtocolError, Refused, Unavailable
 from common.messages import (
     Bye,
@@ -31,15 +27,13 @@ from common.messages import (
 )
 from common.parser import Parser
 from common.protocol import Phase, Side, State, Timing, choose_version
-from common.wire import BEFORE_AUTH, Buffer, Limits, encode
+from common.sockets import Outlet
+from common.tcpinfo import TcpInfo
+from common.wire import BEFORE_AUTH, Limits, encode
 
 log = logging.getLogger("offboard.channel")
 
 _INNER: Final = frozenset({Ping, Pong, Bye, Hello, Welcome, Cancel})
-JOIN: Final = 32 << 10
-"""Packets up to this many bytes are joined and written at once; larger ones are gathered."""
-UNSENT: Final = 256 << 10
-"""Bytes the transport may hold before writing is paused."""
 
 
 class Handler(Protocol):
@@ -90,8 +84,7 @@ class Channel(asyncio.BufferedProtocol):
         self.get_buffer = self._parser.get_buffer  # type: ignore[method-assign]
         self._handler: Handler | None = None
         self._transport: asyncio.Transport | None = None
-        self._socket: socket.socket | None = None
-        self._fd = -1
+        self._outlet: Outlet | None = None
         self._peer_limit = BEFORE_AUTH.packet
         self._heard = False
         self._streams: dict[int, Iterator[Chunk]] = {}
@@ -112,9 +105,7 @@ class Channel(asyncio.BufferedProtocol):
     def credits_left(self) -> int:
         """How many more queries may be outstanding; 0 unless open."""
         state = self._state
-        if state.phase is not Phase.OPEN:
-            return 0
-        return state.credits - len(state.outstanding)
+        return state.credits - len(state.outstanding) if state.open else 0
 
     @property
     def draining(self) -> bool:
@@ -122,15 +113,9 @@ class Channel(asyncio.BufferedProtocol):
         return self._state.draining
 
     @property
-    def tcp(self) -> tcpinfo.TcpInfo | None:
+    def tcp(self) -> TcpInfo | None:
         """What the kernel knows of this connection; None where it does not tell."""
-        if self._socket is None or self.closing or tcpinfo.OPTION is None:
-            return None
-        with contextlib.suppress(OSError):
-            return tcpinfo.parse(
-                self._socket.getsockopt(socket.IPPROTO_TCP, tcpinfo.OPTION, tcpinfo.SIZE)
-            )
-        return None
+        return None if self._outlet is None or self.closing else self._outlet.tcp
 
     def send(self, message: Message, *, id: int | None = None, ms_left: int | None = None) -> int:
         """Write `message`; its size in bytes, or 0 if the channel is closed. Never waits.
@@ -139,18 +124,16 @@ class Channel(asyncio.BufferedProtocol):
         answer is there. Raises ValueError for what the peer must not be sent (see
         `protocol.State.sent`) and for a packet over the peer's limit.
         """
-        if self.closing or self._transport is None:
+        outlet, state = self._outlet, self._state
+        if self.closing or outlet is None:
             return 0
         buffers, size = encode(message, id, ms_left, self.version)
         if size > self._peer_limit:
             raise ValueError(f"packet of {size} bytes, the peer takes {self._peer_limit}")
-        self._state.sent(message, id)
+        state.sent(message, id)
         self.bytes_out += size
-        if size <= JOIN:
-            self._transport.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
-        else:
-            self._gather(self._transport, buffers)
-        if self._state.draining and not self._state.outstanding:
+        outlet.write(buffers, size)
+        if state.draining and not state.outstanding:
             self._finish("drained")
         return size
 
@@ -200,14 +183,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        address = transport.get_extra_info("peername")
-        self.peer = f"{address[0]}:{address[1]}" if address else "?"
-        sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = sock
-        if transport.get_extra_info("ssl_object") is None:
-            self._fd = sock.fileno()
-        self._transport.set_write_buffer_limits(high=UNSENT)
+        self._outlet = Outlet(self._transport)
+        self.peer = self._outlet.peer
         self._arm()
         try:
             self._handler = self._attach(self)
@@ -224,13 +201,13 @@ class Channel(asyncio.BufferedProtocol):
         self._heard = True
         if self.closing:
             return  # what still comes is read only so that the peer gets to our Bye
-        parser = self._parser
+        parser, state = self._parser, self._state
         try:
             message = parser.next(nbytes)
             while message is not None:
                 self.received = parser.size
-                if self._state.received(message):
-                    if type(message) in _INNER or self._state.draining:
+                if state.received(message):
+                    if type(message) in _INNER or state.draining:
                         self._inner(message)
                     elif self._handler is not None:
                         self._handler.on_message(self, message)
@@ -249,8 +226,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended(f"connection lost: {exc}" if exc else "connection lost")
-        self._fd = -1
-        self._socket = None
+        self._outlet = None  # its descriptor may soon be another connection's
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -321,19 +297,6 @@ class Channel(asyncio.BufferedProtocol):
             self._finish(f"peer said {bye.code}: {bye.reason}")
         elif not self._state.outstanding:
             self._finish(f"peer drained: {bye.reason}")
-
-    def _gather(self, transport: asyncio.Transport, buffers: list[Buffer]) -> None:
-        """Write large buffers without joining them."""
-        sent = 0
-        if self._fd >= 0 and not transport.get_write_buffer_size() and not transport.is_closing():
-            # Straight to the socket: the transport would copy. An error shows again in its write.
-            with contextlib.suppress(OSError):
-                sent = os.writev(self._fd, buffers)
-        for buffer in buffers:
-            n = len(buffer)
-            if sent < n:
-                transport.write(memoryview(buffer)[sent:] if sent else buffer)
-            sent = max(0, sent - n)
 
     def _pump(self) -> None:
         """Send from the oldest stream while the peer reads."""

@@ -13,6 +13,7 @@ straight into it. Buffers are uninitialised numpy memory, so malloc does the poo
 
 from __future__ import annotations
 
+from struct import Struct
 from sys import getrefcount
 from typing import Final
 
@@ -34,7 +35,7 @@ from common.wire import (
 )
 
 Memory = npt.NDArray[np.uint8]
-Prefix = tuple[bytes, int, int, int, int, int, int]
+Prefix = tuple[bytes, int, int, int, int]
 
 SMALL: Final = 4096
 """Bodies up to this many bytes are copied, so that they do not hold a window."""
@@ -45,7 +46,6 @@ CACHED_HEADS: Final = 32
 CACHED_HEAD: Final = 1024
 """Longest head in bytes that is worth keeping decoded."""
 
-
 ROOM: Final = 64 << 10
 """Most bytes a window has beyond the packet expected."""
 SLACK: Final = 64
@@ -53,13 +53,25 @@ SLACK: Final = 64
 UNHELD: Final = 3
 """The reference count of a window that nobody looks into: the parser, its view, the call."""
 
+_AT: Final = PREFIX.size
+"""Where the head begins."""
+_PREFIX: Final = Struct("!4sIIII")
+"""PREFIX with magic, version and kind in one."""
+_SPECS: Final = {
+    version: {MAGIC + bytes((version, kind)): spec for kind, spec in SPECS.items()}
+    for version in VERSIONS
+}
+"""By version: how a packet begins, and what it then is."""
+_ANY: Final = {first: spec for specs in _SPECS.values() for first, spec in specs.items()}
+
 
 class Parser:
     """The receiving half of one connection. `limits` may be changed between two messages."""
 
     __slots__ = (
         "_capacity", "_end", "_expect", "_filled", "_heads", "_large", "_own", "_own_head",
-        "_packet", "_pinned", "_start", "_view", "_window", "left", "limits", "size", "version",
+        "_packet", "_pinned", "_specs", "_start", "_version", "_view", "_window", "left", "limits",
+        "size",
     )  # fmt: skip
 
     def __init__(self, limits: Limits = BEFORE_AUTH) -> None:
@@ -68,8 +80,8 @@ class Parser:
         """Bytes of the whole packet that `next` returned last."""
         self.left = 0
         """Bytes behind it that wait to be parsed."""
-        self.version: int | None = None
-        """The one version allowed from now on; None: any spoken here."""
+        self._version: int | None = None
+        self._specs = _ANY
         self._heads: dict[int, dict[bytes, Head]] = {kind: {} for kind in SPECS}
         self._packet: Prefix | None = None
         self._own: memoryview | None = None
@@ -82,6 +94,16 @@ class Parser:
         self._capacity = WINDOW[0]
         self._start = self._end = 0
         self._pinned = False
+
+    @property
+    def version(self) -> int | None:
+        """The one version allowed from now on; None: any spoken here."""
+        return self._version
+
+    @version.setter
+    def version(self, version: int | None) -> None:
+        self._version = version
+        self._specs = _ANY if version is None else _SPECS.get(version, {})
 
     @property
     def partial(self) -> bool:
@@ -98,14 +120,15 @@ class Parser:
             wanted = held + 1
             packet = self._packet
             if packet is not None:
-                wanted = PREFIX.size + packet[3]
-                if wanted + packet[4] <= WINDOW[1]:
-                    wanted += packet[4]
+                wanted = _AT + packet[1]
+                if wanted + packet[2] <= WINDOW[1]:
+                    wanted += packet[2]
         elif not self._pinned or getrefcount(self._window) == UNHELD:
-            self._start = self._end = end = wanted = 0
+            self._start = self._end = 0
             self._pinned = False
-            if self._capacity > max(WINDOW[0] + SLACK, 4 * self._expect):
+            if self._capacity > WINDOW[0] + SLACK and self._capacity > 4 * self._expect:
                 self._renew(0)
+            return self._view[:SMALL] if self._large else self._view
         else:
             wanted = min(self._expect, WINDOW[1]) + SLACK
         if self._start + wanted > self._capacity:
@@ -123,26 +146,26 @@ class Parser:
         if self._own is not None:
             self._filled += received
             return self._next_own() if self._filled == len(self._own) else None
+        start, filled = self._start, self._end
         if received:
-            self._end += received
+            self._end = filled = filled + received
             if received > self._expect:
                 self._expect = received
-        start = self._start
         packet = self._packet
         if packet is None:
-            if self._end - start < PREFIX.size:
+            if filled - start < _AT:
                 return None
-            packet = PREFIX.unpack_from(self._view, start)
+            packet = _PREFIX.unpack_from(self._view, start)
             self._check(packet)
-        _, _, kind, head_size, body_size, id, ms_left = packet
-        body_at = start + PREFIX.size + head_size
+        first, head_size, body_size, id, ms_left = packet
+        body_at = start + _AT + head_size
         end = body_at + body_size
-        if end > self._end:
+        if end > filled:
             self._packet = packet
-            if end - start > WINDOW[1] and body_at <= self._end:
+            if end - start > WINDOW[1] and body_at <= filled:
                 self._open_own(body_at, body_size)
             return None
-        head, floats = self._head(kind, start + PREFIX.size, body_at, body_size)
+        head, floats = self._head(first, start + _AT, body_at, body_size)
         body: memoryview | bytes
         if body_size > SMALL:
             # A memoryview of its own, so that whoever holds it shows in the window's count.
@@ -156,36 +179,37 @@ class Parser:
         self._large = False
         self._expect = self.size = end - start
         self._start = end
-        self.left = self._end - end
+        self.left = filled - end
         return head.message(floats, id, ms_left, body)
 
     def _check(self, packet: Prefix) -> None:
         """Check a prefix before anything is allocated on its word."""
-        magic, version, kind, head, body, _, _ = packet
+        first, head, body, _, _ = packet
+        spec = self._specs.get(first)
         limits = self.limits
-        if magic != MAGIC:
-            raise ProtocolError("not an Offboard packet")
-        if version != self.version and (self.version is not None or version not in VERSIONS):
-            raise ProtocolError(f"version {version} is not spoken on this connection")
-        if kind not in SPECS:
-            raise ProtocolError(f"no message has kind {kind}")
+        if spec is None:
+            if first[:2] != MAGIC:
+                raise ProtocolError("not an Offboard packet")
+            if first[2] not in _SPECS or self._version not in (None, first[2]):
+                raise ProtocolError(f"version {first[2]} is not spoken on this connection")
+            raise ProtocolError(f"no message has kind {first[3]}")
         if head > limits.head:
             raise ProtocolError(f"head of {head} bytes, {limits.head} allowed")
-        if head < SPECS[kind].tail.size:
+        if head < spec.tail.size:
             raise ProtocolError(f"head of {head} bytes is too short")
         if body > limits.body:
             raise ProtocolError(f"body of {body} bytes, {limits.body} allowed")
 
-    def _head(self, kind: int, at: int, end: int, body: int) -> tuple[Head, tuple[float, ...]]:
+    def _head(self, first: bytes, at: int, end: int, body: int) -> tuple[Head, tuple[float, ...]]:
         """The head at `at`, out of the cache where it repeats, and its floats."""
         view = self._view
-        spec = SPECS[kind]
+        spec = _ANY[first]
         floats: tuple[float, ...] = ()
         if spec.floats:
             end -= spec.tail.size
             floats = decode_floats(spec, view, end)
-        raw = bytes(view[at:end])
-        heads = self._heads[kind]
+        raw = view[at:end].tobytes()
+        heads = self._heads[spec.kind]
         head = heads.get(raw)
         if head is None:
             head = decode_head(spec, raw, self.limits)
@@ -200,8 +224,7 @@ class Parser:
     def _open_own(self, body_at: int, size: int) -> None:
         """Give the body its own buffer; what has come of it is copied there."""
         assert self._packet is not None
-        kind = self._packet[2]
-        self._own_head = self._head(kind, self._start + PREFIX.size, body_at, size)
+        self._own_head = self._head(self._packet[0], self._start + _AT, body_at, size)
         self._own = _memory(size).data
         self._filled = self._end - body_at
         self._own[: self._filled] = self._view[body_at : self._end]
@@ -212,9 +235,9 @@ class Parser:
         assert self._own is not None
         assert self._own_head is not None
         head, floats = self._own_head
-        _, _, _, head_size, body_size, id, ms_left = self._packet
+        _, head_size, body_size, id, ms_left = self._packet
         message = head.message(floats, id, ms_left, self._own)
-        self.size = PREFIX.size + head_size + body_size
+        self.size = _AT + head_size + body_size
         self._packet = self._own = self._own_head = None
         self._expect = self.left = 0
         self._large = True

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.errors import OffboardError
 from common.messages import NO_DEADLINE, Chunk, Fetch, Query, Result
@@ -19,8 +19,7 @@ from common.protocol import MAX_ID
 log = logging.getLogger("offboard.client")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A result and what it cost.
 
     bytes_up, bytes_down: whole packets. elapsed_ms: from the asking to the answer, the wait for a
@@ -68,9 +67,10 @@ class Pending:
 
     def ms_left(self, now: float) -> int:
         """Milliseconds left, as they travel in the prefix."""
-        if self.at == math.inf:
+        left = (self.at - now) * 1000
+        if left == math.inf:
             return NO_DEADLINE
-        return min(max(0, math.ceil((self.at - now) * 1000)), NO_DEADLINE - 1)
+        return min(math.ceil(left), NO_DEADLINE - 1) if left > 0 else 0
 
 
 class Book:

@@ -104,12 +104,14 @@ class State:
 
     __slots__ = (
         "_began", "_greeted", "_heard", "_legal", "_pinged", "_timing", "credits", "draining",
-        "outstanding", "phase", "side",
+        "open", "outstanding", "phase", "side",
     )  # fmt: skip
 
     def __init__(self, side: Side, now: float, timing: Timing | None = None) -> None:
         self.side = side
         self.phase = Phase.HELLO
+        self.open = False
+        """Whether the phase is OPEN."""
         self.draining = False
         """Whether the phase is DRAINING."""
         self.credits = 0
@@ -126,6 +128,7 @@ class State:
     def enter(self, phase: Phase) -> None:
         """Move on to `phase`."""
         self.phase = phase
+        self.open = phase is Phase.OPEN
         self.draining = phase is Phase.DRAINING
         self._legal = LEGAL[self.side, phase]
 
