@@ -57,15 +57,17 @@ def test_the_last_layer_gives_the_class_token_of_a_whole_layer() -> None:
 
 
 @torch.no_grad()
-def test_it_starts_as_good_as_round_one() -> None:
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("linear", [True, False])
+def test_it_starts_as_the_head_on_the_sum_of_both_rounds(layers: int, linear: bool) -> None:
     vit = classifier()
     patches, places = frame()
     tokens, _ = vit.forward_features(vit.embed(patches))
-    model = LightInference(PLAIN).eval()
+    few = take(patches, places)
+    model = LightInference(replace(PLAIN, layers=layers, linear=linear)).eval()
     model.start_from(vit)
-    model.new.weight.zero_()
-    logits = model(vit, take(patches, places), places, tokens)
-    torch.testing.assert_close(logits, vit(patches).logits)
+    both = tokens[:, :1] + encode(vit, few, places)[:, :1]
+    torch.testing.assert_close(model(vit, few, places, tokens), vit.forward_head(both))
 
 
 @torch.no_grad()
@@ -89,7 +91,6 @@ def test_new_tokens_are_added_at_their_places() -> None:
     vit = classifier()
     model = LightInference(PLAIN).eval()
     model.start_from(vit)
-    model.new.weight.copy_(torch.eye(24))
     seen: list[torch.Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     first = torch.randn(1, 17, 24)

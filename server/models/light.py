@@ -88,19 +88,16 @@ class LightInference(nn.Module):
 
     @torch.no_grad()
     def start_from(self, vit: VisionTransformer) -> None:
-        """Start as the classifier after round one (only-new: after the new patches alone).
+        """Start as the classifier's head on the plain sum of both rounds' tokens.
 
-        The layers begin as copies of the classifier's last ones with a silent output: a residual
-        layer that adds nothing passes on what it is given. The new tokens' linear layer begins
-        near zero, so at first the class is the one of round one.
+        The linear layers begin as identities, and the attention layers as copies of the
+        classifier's last ones with a silent output: a residual layer that adds nothing passes on
+        what it is given.
         """
-        if self.config.linear:
-            nn.init.eye_(self.new.weight)
-            nn.init.zeros_(self.new.bias)
-            if self.config.first:
-                self.new.weight.mul_(0.1)
-                nn.init.eye_(self.old.weight)
-                nn.init.zeros_(self.old.bias)
+        for linear in (self.get_submodule(name) for name in ("new", "old") if hasattr(self, name)):
+            assert isinstance(linear, nn.Linear)
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
         for place, block in enumerate(reversed(self.blocks), 1):
             assert isinstance(block, Block)
             block.load_state_dict(vit.blocks[-min(place, len(vit.blocks))].state_dict())
