@@ -50,6 +50,12 @@ class Settings:
         default="",
         metavar="KEY=VALUE",
     )
+    budget: str = setting(
+        "mean cost of a frame by A-MOT: 40% of its patches, 3kB, or auto: what the link carries "
+        "before the deadline",
+        default="",
+        metavar="SHARE|BYTES|auto",
+    )
     deadline: float = setting("milliseconds a frame may take; 0: no deadline", default=0.0)
     patience: float = setting(
         "seconds to wait for a server where nothing else can answer", default=PATIENCE
@@ -97,13 +103,16 @@ def _prepared(settings: Settings) -> tuple[Offboard, Source]:
         raise ConfigError("--patience: give seconds, zero or more")
     if settings.in_flight < 0:
         raise ConfigError("--in-flight: give a number of frames, zero or more")
+    params = parameters(settings.set)
+    if settings.budget:
+        params["budget"] = settings.budget
     source = open_source(settings.source)
     if settings.live:
         source = Source(source.shots, source.length, live=True)
     offboard = offboard_connect(
         settings.server,
         strategy=settings.strategy,
-        params=parameters(settings.set),
+        params=params,
         deadline_ms=settings.deadline or None,
         token=_token(settings),
         cache=Path(settings.cache) if settings.cache else None,

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -36,8 +36,9 @@ ANSWER_WAIT = 60.0
 """Seconds that a query without a deadline may take: nothing waits for ever."""
 FIRST_LOCAL = 1.0
 """Seconds assumed for the local model until it has run: it must be loaded, too."""
-LOCAL_RUNS = 9
-"""Runs whose median tells how long the local model takes: one slow run must not rob the server."""
+RUNS = 9
+"""Runs whose median tells how long the local model, or the server, takes: one slow run of the local
+model must not rob the server."""
 REHEARSALS = 5
 PAUSE = 0.05
 """Seconds before a refused query is tried again, doubled each time."""
@@ -88,7 +89,8 @@ class Pipeline:
         self._worker = worker
         self._patience = patience
         self._strategies: dict[str, Strategy] = {}
-        self._local_runs: deque[float] = deque(maxlen=LOCAL_RUNS)
+        self._local_runs: deque[float] = deque(maxlen=RUNS)
+        self._server_runs: deque[float] = deque(maxlen=RUNS)
         self._local_broken: str | None = None
 
     async def prepare(self) -> None:
@@ -183,9 +185,19 @@ class Pipeline:
         limit = frame.captured + whole - min(0.02, whole / 20)
         if not self._has_local:
             return limit, limit
-        runs = sorted(self._local_runs)
-        local = runs[len(runs) // 2] if runs else FIRST_LOCAL
+        local = _median(self._local_runs, FIRST_LOCAL)
         return limit - min(local * 1.5 + whole / 10, whole / 2), limit
+
+    def _carry(self, limit: float | None) -> float | None:
+        """Bytes that two exchanges can move until `limit`; None: no limit, or nothing known."""
+        if limit is None:
+            return None
+        now = time.monotonic()
+        throughput = self.link.throughput(now)
+        if throughput is None:
+            return None
+        exchange = (self.link.rtt(now) or 0.0) + _median(self._server_runs, 0.0)
+        return max(0.0, (limit - now - 2 * exchange) * throughput)
 
     async def _remote(
         self, frame: Frame, plan: Plan, cost: Cost, until: float | None, limit: float | None
@@ -218,7 +230,7 @@ class Pipeline:
     ) -> Answer:
         """Drive one conversation. Round one must be back at `until`, the others at `limit`."""
         strategy = await self._strategy(plan.strategy)
-        steps = strategy.infer(frame, plan)
+        steps = strategy.infer(frame, replace(plan, carry=self._carry(limit)))
         move: Callable[[], Query] = partial(next, steps)
         try:
             while True:
@@ -243,6 +255,7 @@ class Pipeline:
             raise Unavailable("the deadline passed before the query was sent")
         reply = await Timed(self._client.ask(query, deadline=left), cost)
         cost.add(reply)
+        self._server_runs.append(reply.result.server_ms / 1000.0)
         self.link.record(
             time.monotonic(),
             reply.bytes_up + reply.bytes_down,
@@ -297,6 +310,10 @@ def failed(error: str, *, strategy: str, frame: str = "") -> Answer:
     return Answer(
         None, 0.0, (), "device", strategy, 0, error=error, frame=frame, deadline_met=False
     )
+
+
+def _median(runs: Collection[float], unknown: float) -> float:
+    return sorted(runs)[len(runs) // 2] if runs else unknown
 
 
 def _first(steps: Conversation) -> Query:

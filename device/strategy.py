@@ -41,12 +41,14 @@ class Plan:
     """How one frame is to be answered: a strategy, its parameters, its deadline.
 
     `params` override the profile's for this strategy. `deadline_ms` runs from `captured`;
-    None: for ever.
+    None: for ever. `carry`: bytes that two exchanges can move before the deadline, as far as the
+    link is known; None: no deadline, or nothing known.
     """
 
     strategy: str
     params: Mapping[str, Any] = field(default_factory=dict)
     deadline_ms: float | None = None
+    carry: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

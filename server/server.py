@@ -26,6 +26,7 @@ from common.notify import notify, watch
 from common.profile import Profile
 from common.profile import load as load_profile
 from common.settings import load as load_settings
+from server.budget import Bucket
 from server.executor import Executor
 from server.listener import Listener, check_exposure, parse_address, show_address
 from server.memory import MemoryLimits
@@ -64,14 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         host, port = parse_address(settings.listen)
         check_exposure(host, token=secret, insecure=settings.insecure)
         profile = load_profile(settings.profile)
-        strategies = _strategies(settings, profile)
-        return channel.run(_serve(settings, secret, host, port, profile, strategies))
+        metrics = Metrics()
+        strategies = _strategies(settings, profile, metrics)
+        return channel.run(_serve(settings, secret, host, port, profile, strategies, metrics))
     except ConfigError as error:
         print(f"offboard-server: {error}", file=sys.stderr)
         return 2
 
 
-def _strategies(settings: Settings, profile: Profile) -> Mapping[str, Strategy]:
+def _strategies(settings: Settings, profile: Profile, metrics: Metrics) -> Mapping[str, Strategy]:
     began = time.monotonic()
     import torch  # only now: wrong settings are told without waiting for it
 
@@ -80,6 +82,8 @@ def _strategies(settings: Settings, profile: Profile) -> Mapping[str, Strategy]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     serving = Serving(profile, settings.device, settings.batch)
+    if settings.rate is not None:
+        serving.bucket = Bucket(settings.rate, lambda: metrics.bytes_in, time.monotonic())
     names = [name.strip() for name in settings.strategies.split(",") if name.strip()]
     made = strategies(serving, names or None)
     log.info(
@@ -96,6 +100,7 @@ async def _serve(
     port: int,
     profile: Profile,
     strategies: Mapping[str, Strategy],
+    metrics: Metrics,
 ) -> int:
     stop = asyncio.get_running_loop().create_future()
 
@@ -105,7 +110,6 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, 0, number.name)
-    metrics = Metrics()
     executor = Executor(
         strategies,
         max_wait=settings.max_wait_ms / 1e3,

@@ -19,6 +19,7 @@ from common.errors import ConfigError, Refused
 from common.messages import Query, Tensor
 from common.patches import Indices, mosaic_grid, patchify, unmosaic
 from common.profile import Input, Profile
+from server.budget import Bucket
 from server.models.checkpoint import load_model
 from server.models.mae import MaskedAutoencoder
 from server.models.vit import VisionTransformer, ViTOutput
@@ -41,6 +42,8 @@ class Serving:
         self.device = _device(device)
         self.warm_sizes = (1,) if self.device.type == "cpu" else (1, max_batch)
         """Batch sizes worth warming: a GPU takes its memory and picks its kernels by size."""
+        self.bucket: Bucket | None = None
+        """Bytes per second that all devices share, if the server has such a limit."""
         self._models: dict[str, torch.nn.Module] = {}
 
     @property

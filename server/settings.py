@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.errors import ConfigError
 from common.settings import setting
+from common.units import parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Settings:
     prepare_threads: int = setting(
         "threads that decode; -1: 0 on a CPU, 4 beside a GPU", default=-1
     )
+    budget: str = setting(
+        "bytes per second that all devices share, such as 2MB/s: second rounds give way",
+        default="",
+        metavar="RATE",
+    )
     grace_s: float = setting("seconds to finish what is outstanding at the end", default=10.0)
     log_level: str = setting(
         "what is logged", default="info", choices=("debug", "info", "warning", "error")
@@ -56,6 +62,7 @@ class Settings:
             value = getattr(self, name)
             if not value >= least:
                 raise ConfigError(f"{name} is {value:g}: give at least {least}")
+        self.rate  # noqa: B018 - raises
 
     @property
     def on_cpu(self) -> bool:
@@ -71,6 +78,16 @@ class Settings:
     def decoders(self) -> int:
         """Threads that decode. On a CPU they would compete with the forward for its cores."""
         return self.prepare_threads if self.prepare_threads >= 0 else 0 if self.on_cpu else 4
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second of `budget`; None: no limit. Raises ConfigError."""
+        if not self.budget:
+            return None
+        try:
+            return parse_bytes(self.budget.strip().removesuffix("/s"))
+        except ConfigError:
+            raise ConfigError(f"--budget {self.budget!r}: give a rate such as 2MB/s") from None
 
     def secret(self) -> str:
         """The shared secret, "" if there is none. Raises ConfigError if the file has none."""

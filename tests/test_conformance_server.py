@@ -79,7 +79,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     # A threshold out of reach, so that every strategy of two rounds has both.
     amot = {"r1": 0.25, "r2": 0.25, "threshold": 1.0, "codec": "mosaic", "quality": 75}
     profile = load(tiny(tmp_path_factory.mktemp("profile"), amot=amot))
-    bundle = Bundle(profile.manifest, profile.directory)
+    present = {file.path for file in profile.manifest.files}
+    bundle = Bundle(profile.manifest, profile.directory, present)
     return Pair(profile, strategies(Serving(profile)), bundle)
 
 
@@ -194,7 +195,20 @@ def test_a_round_whose_memory_is_gone_is_refused(pair: Pair, name: str, asked: l
 
 
 PARAMS = st.dictionaries(
-    st.sampled_from(("threshold", "r1", "r2", "quality", "x")),
+    st.sampled_from(
+        (
+            "threshold",
+            "r1",
+            "r2",
+            "quality",
+            "x",
+            "budget",
+            "afford",
+            "slo_objective",
+            "recovery",
+            "second",
+        )
+    ),
     st.one_of(
         st.none(),
         st.booleans(),
@@ -278,7 +292,7 @@ class TestAmot:
     def test_all_patches_in_two_rounds_answer_as_the_raw_frame_does(self, pair: Pair) -> None:
         last = self.rounds(pair, r2=1.0, codec="raw")[-1]
         (raw,), _ = pair.converse("raw", 3)
-        assert last.work.key == ("amot", "supply", 16)
+        assert last.work.key == ("amot", "supply", 16, "mae")
         np.testing.assert_allclose(last.outcome.probabilities, raw.outcome.probabilities, atol=1e-5)
 
     def test_more_patches_than_the_bitmap_says_are_refused(self, pair: Pair) -> None:
