@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from common.codec import decode, encode
 from device.picture import fit as fit_picture
+from profiles import amend
+from profiles.train import publish
 from profiles.train.job import Job
 from profiles.train.loop import Budget, Recipe, Tick, fit
 from server.models.checkpoint import save_weights
@@ -95,12 +98,20 @@ def fidelity(model: SuperResolution, frames: U8, scale: float) -> dict[str, floa
     return {name: round(-10 * math.log10(e / len(frames)), 2) for name, e in error.items()}
 
 
-def stage(job: Job, frames: U8, held: U8) -> None:
-    """Train on ``frames`` and record the fidelity on ``held``, both uint8 [n, h, w, 3]."""
+def stage(job: Job, name: str, frames: U8, held: U8) -> None:
+    """Train on ``frames``, measure on ``held`` (uint8 [n, h, w, 3]), add it to profile ``name``.
+
+    With it the profile offers the strategies that send the frame small.
+    """
+    config = SuperResConfig()
     model, seconds = train(
-        SuperResConfig(), lambda tick: frames[tick.indices], len(frames),
-        job.checkpoint("superres"), job.minutes(8), job.seed, job.resume,
+        config, lambda tick: frames[tick.indices], len(frames), job.checkpoint("superres"),
+        job.minutes(9), job.seed, job.resume,
     )  # fmt: skip
     save_weights(model, job.weights("superres"))
     figures = {f"psnr_at_{scale}": fidelity(model, held, scale) for scale in (0.25, 0.5, 0.75)}
     job.record("superres", seconds, **figures)
+    amend.amend(
+        publish.PROFILES / name, models={"superres": (job.weights("superres"), asdict(config))},
+        strategies={"isr": {}, "sdt": {}}, made={"superres": job.recorded("superres")},
+    )  # fmt: skip
