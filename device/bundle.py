@@ -62,9 +62,14 @@ class Bundle:
         needed = {file.path for file in self.needed(strategy)}
         return strategy in self.manifest.strategies and needed <= self.present
 
-    def missing(self) -> list[File]:
-        """The files that are not here yet."""
-        return [file for file in self.manifest.files if file.path not in self.present]
+    def missing(self, *strategies: str) -> list[File]:
+        """The files that are not here yet: those that `strategies` need, or all without any."""
+        wanted = {file.path for name in strategies for file in self.needed(name)}
+        return [
+            file
+            for file in self.manifest.files
+            if file.path not in self.present and (not strategies or file.path in wanted)
+        ]
 
 
 def default_cache() -> Path:

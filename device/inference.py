@@ -1,11 +1,13 @@
 """A model file as one callable, whichever runtime reads it. Runtimes are imported on first use.
 
-A device model takes "frame" uint8 [1, H, W, 3] and gives "probabilities" float32 [1, classes].
+A model takes an array and gives another, both with a first axis of one that callers never see. The
+local model maps "frame" uint8 [H, W, 3] to "probabilities" float32 [classes].
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ConfigError
-from device.strategy import LocalModel, Pixels
 
+F32 = npt.NDArray[np.float32]
+Model = Callable[[npt.NDArray[Any]], F32]
 THREADS = 1
 """A device has few cores and other work; one thread also makes its CPU time easy to account."""
 
 
-def load(path: Path) -> LocalModel:
-    """The model in `path`. Raises ConfigError: no runtime, unknown kind, not such a model."""
+def load(path: Path, source: str = "frame", target: str = "probabilities") -> Model:
+    """The model in `path` that maps `source` to `target`.
+
+    Raises ConfigError: no runtime, unknown kind, not such a model.
+    """
     if path.suffix == ".onnx":
-        return _onnx(path)
+        return _onnx(path, source, target)
     if path.suffix == ".tflite":
         return _litert(path)
     raise ConfigError(f"{path.name}: a local model is an .onnx or a .tflite file")
 
 
-def _onnx(path: Path) -> LocalModel:
+def _onnx(path: Path, source: str, target: str) -> Model:
     # Since 1.29 its Linux wheels report models and sessions to their maker, unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -50,17 +56,17 @@ def _onnx(path: Path) -> LocalModel:
         raise ConfigError(f"{path.name} cannot be loaded by ONNX Runtime: {error}") from None
     inputs = [each.name for each in session.get_inputs()]
     outputs = [each.name for each in session.get_outputs()]
-    if inputs != ["frame"] or "probabilities" not in outputs:
-        raise ConfigError(f"{path.name} maps {inputs} to {outputs}, not 'frame' to 'probabilities'")
+    if inputs != [source] or target not in outputs:
+        raise ConfigError(f"{path.name} maps {inputs} to {outputs}, not {source!r} to {target!r}")
 
-    def model(pixels: Pixels) -> npt.NDArray[np.float32]:
-        (probabilities,) = session.run(["probabilities"], {"frame": pixels[None]})
-        return np.asarray(probabilities[0], dtype=np.float32)
+    def model(array: npt.NDArray[Any]) -> F32:
+        (output,) = session.run([target], {source: array[None]})
+        return np.asarray(output[0], dtype=np.float32)
 
     return model
 
 
-def _litert(path: Path) -> LocalModel:
+def _litert(path: Path) -> Model:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -79,11 +85,11 @@ def _litert(path: Path) -> LocalModel:
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     # Converters rename tensors, so here it is the types that tell.
     if [each["dtype"] for each in inputs + outputs] != [np.uint8, np.float32]:
-        raise ConfigError(f"{path.name} does not map uint8 frames to float32 probabilities")
+        raise ConfigError(f"{path.name} does not map uint8 frames to float32 values")
     source, target = inputs[0]["index"], outputs[0]["index"]
 
-    def model(pixels: Pixels) -> npt.NDArray[np.float32]:
-        interpreter.set_tensor(source, pixels[None])
+    def model(array: npt.NDArray[Any]) -> F32:
+        interpreter.set_tensor(source, array[None])
         interpreter.invoke()
         return np.array(interpreter.get_tensor(target)[0], dtype=np.float32)
 

@@ -1,7 +1,7 @@
 """Keeps the bundle in step with the server: at first contact, and whenever its profile changes.
 
-What the chosen strategy needs is fetched before the first frame; the rest (the local model, for
-the day the link dies) after the first answer, so that it delays none.
+What the chosen strategy needs is fetched before the first frame; the local model, for the day the
+link dies, after the first answer, so that it delays none. Files of other strategies are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common.client import Client, Reply
 from common.errors import ConfigError, OffboardError, ProtocolError, Refused, Unavailable
 from common.messages import Query
 from device.bundle import Bundle, Cache, fetch_files, fetch_manifest
-from device.planner import Choice, Planner
+from device.planner import LOCAL, Choice, Planner
 
 log = logging.getLogger("offboard.device")
 
@@ -33,7 +33,7 @@ Adopt = Callable[[Bundle, Planner], Awaitable[None]]
 class Keeper:
     """Fetches bundles and hands each one that can be used to `adopt(bundle, planner)`.
 
-    `completed()` is called when all files of the adopted bundle are here.
+    `completed()` is called when all files that this device needs of the adopted bundle are here.
 
     `server`: its address, under which the cache remembers the bundle. `trouble`: why there is no
     bundle for what the server now serves; None while all is well.
@@ -47,7 +47,7 @@ class Keeper:
         self.answered = asyncio.Event()
         """Set by the owner when a frame has been answered."""
         self.complete = asyncio.Event()
-        """Set while every file of the server's bundle is in the cache."""
+        """Set while every file that this device needs of the server's bundle is in the cache."""
         self._client = client
         self._cache = cache
         self._server = server
@@ -57,6 +57,7 @@ class Keeper:
         self._completed = completed
         self._changed = asyncio.Event()
         self._bundle: Bundle | None = None
+        self._strategy = LOCAL
 
     def link_changed(self) -> None:
         """The link came up: the server may serve something else now."""
@@ -128,13 +129,14 @@ class Keeper:
 
     async def _fetch_rest(self) -> None:
         bundle = self._bundle
-        if bundle is not None and bundle.missing():
+        missing = [] if bundle is None else bundle.missing(self._strategy, LOCAL)
+        if bundle is not None and missing:
             try:
                 async with asyncio.timeout(QUIET):
                     await self.answered.wait()
             except TimeoutError:
                 log.debug("no frame yet: fetching the rest of the bundle")
-            await self._fetch(bundle, bundle.missing())
+            await self._fetch(bundle, missing)
             log.info("bundle %r is complete", bundle.manifest.name)
         if not self.complete.is_set():
             self.complete.set()
@@ -143,7 +145,7 @@ class Keeper:
     async def _use(self, bundle: Bundle) -> None:
         planner = Planner(bundle.manifest, self._choice)
         await self._adopt(bundle, planner)
-        self._bundle = bundle
+        self._bundle, self._strategy = bundle, planner.strategy
 
     async def _fetch(self, bundle: Bundle, files: list[Any]) -> None:
         await fetch_files(self._client, self._cache, bundle, files, self._run)

@@ -79,8 +79,56 @@ def local_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def computing_models() -> dict[str, bytes]:
+    """Files of what computes on the device: patches for tokens, their means for the rest."""
+    from onnx import helper
+
+    def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+    count, width = (SIDE // PATCH) ** 2, PATCH * PATCH * 3
+    mean = node("ReduceMean", "embedding", "mean", axes=[2])
+    turned = node("Transpose", "mean", "row", perm=[0, 2, 1])
+    return {
+        "device/embed.onnx": _graph(
+            [node("Cast", "frame", "float", to=1), node("Reshape", "float shape", "embedding")],
+            ("frame", 2, [1, SIDE, SIDE, 3]), ("embedding", 1, [1, count, width]),
+            shape=np.array([1, count, width]),
+        ),
+        "device/po.onnx": _graph(
+            [node("Slice", "embedding start end axis", "first"),
+             node("Concat", "first embedding", "tokens", axis=1)],
+            ("embedding", 1, [1, count, width]), ("tokens", 1, [1, 1 + count, width]),
+            start=np.array([0]), end=np.array([1]), axis=np.array([1]),
+        ),
+        "device/mbc.onnx": _graph(
+            [mean, turned, node("Mul", "row scale", "latent")],
+            ("embedding", 1, [1, count, width]), ("latent", 1, [1, 1, count]),
+            scale=np.array(15 / 255, np.float32),
+        ),
+        "device/df.onnx": _graph(
+            [node("Cast", "frame", "float", to=1), node("Reshape", "float shape", "embedding"),
+             mean, node("Squeeze", "mean last", "level"), node("Mul", "level scale", "crucial")],
+            ("frame", 2, [1, SIDE, SIDE, 3]), ("crucial", 1, [1, count]),
+            shape=np.array([1, count, width]), last=np.array([2]),
+            scale=np.array(1 / 255, np.float32),
+        ),
+    }  # fmt: skip
+
+
+def _graph(nodes: list[Any], source: Any, target: Any, **constants: Any) -> bytes:
+    """An ONNX model of `nodes`; `source` and `target` are (name, element type, shape)."""
+    from onnx import helper, numpy_helper
+
+    values = [helper.make_tensor_value_info(*each) for each in (source, target)]
+    held = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "stub", values[:1], values[1:], held)
+    opset = helper.make_opsetid("", 17)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+
+
 def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -> Manifest:
-    """A manifest of the four shades; "local" is offered where its model is among `files`."""
+    """A manifest of the four shades; what computes on the device is offered if `files` has it."""
     offered: dict[str, Any] = {
         "raw": {"codec": "lz4"},
         "jpeg": {"quality": 75, "scale": 1.0},
@@ -90,6 +138,10 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
     }
     if "device/local.onnx" in files:
         offered["local"] = {"model": "local", "file": "device/local.onnx"}
+    if "device/embed.onnx" in files:
+        offered["po"] = {"embed": "device/embed.onnx", "block": "device/po.onnx"}
+        offered["mbc"] = {"embed": "device/embed.onnx", "squeeze": "device/mbc.onnx"}
+        offered["df"] = {"filter": "device/df.onnx", "r": 0.25}
     return Manifest(
         name=name,
         task="image-classification",
@@ -106,9 +158,15 @@ class Stub:
     """One server: `react` answers queries (None: never), `fetched` lists what was handed out."""
 
     def __init__(
-        self, local: bool = False, name: str = "shades", token: str = "", **strategies: Any
+        self,
+        local: bool = False,
+        name: str = "shades",
+        token: str = "",
+        computing: bool = False,
+        **strategies: Any,
     ) -> None:
         self.files = {"device/local.onnx": local_model()} if local else {}
+        self.files |= computing_models() if computing else {}
         self.manifest = manifest(self.files, name, **strategies)
         self.react: Reaction = self.classify
         self.queries: list[Query] = []

@@ -27,6 +27,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 75, "scale": 1.0},
     "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
     "local": {"model": "local", "file": "device/local.onnx"},
+    "po": {"embed": "device/embed.onnx", "block": "device/po.onnx", "codec": "raw"},
+    "mbc": {"embed": "device/embed.onnx", "squeeze": "device/mbc.onnx", "codec": "raw"},
+    "df": {"filter": "device/df.onnx", "r": 0.25, "recovery": "mae"},
     "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 1.0},
     "isr": {"scale": 0.5, "quality": 75},
 }
@@ -42,7 +45,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     (root / "device").mkdir()
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
-    files = ["device/local.onnx"]
+    files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
     document = {
         "format": FORMAT,
         "name": "tiny",
@@ -80,6 +83,11 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     import torch
     from safetensors.torch import save_file
 
+    from profiles.export import filter_onnx
+    from profiles.export_split import embed_onnx, mbc_onnx, po_onnx
+    from profiles.train.bottleneck import start
+    from profiles.train.filter import Filter
+    from server.models.bottleneck import BottleneckConfig
     from server.models.mae import MAEConfig, MaskedAutoencoder
     from server.models.superres import SuperResConfig, SuperResolution
     from server.models.vit import VisionTransformer, ViTConfig
@@ -96,15 +104,24 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
         patch=PATCH,
     )
     superres = SuperResConfig(width=4, blocks=1)
+    bottleneck = BottleneckConfig(dim=16, channels=4, levels=16, mixers=1, grid=SIDE // PATCH)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier, recovery = VisionTransformer(vit), MaskedAutoencoder(mae)
         sharper = SuperResolution(superres)
         torch.nn.init.normal_(sharper.tail.weight, std=0.1)  # so that it is not bicubic
         torch.nn.init.normal_(classifier.head.weight, std=1.0)  # so that frames differ in class
+        frames = np.random.default_rng(seed).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+        squeezed, filter = start(bottleneck, classifier, frames), Filter()
+    device = root / "device"
+    embed_onnx(classifier, device / "embed.onnx")
+    po_onnx(classifier, device / "po.onnx")
+    mbc_onnx(squeezed, device / "mbc.onnx")
+    filter_onnx(filter, device / "df.onnx", SIDE)
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
     save_file(sharper.state_dict(), root / "weights" / "superres.safetensors")
+    save_file(squeezed.state_dict(), root / "weights" / "bottleneck.safetensors")
     return {
         "vit": {"kind": "vit", "file": "weights/vit.safetensors", "config": asdict(vit)},
         "mae": {"kind": "mae", "file": "weights/mae.safetensors", "config": asdict(mae)},
@@ -112,6 +129,11 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
             "kind": "superres",
             "file": "weights/superres.safetensors",
             "config": asdict(superres),
+        },
+        "bottleneck": {
+            "kind": "bottleneck",
+            "file": "weights/bottleneck.safetensors",
+            "config": asdict(bottleneck),
         },
     }
 

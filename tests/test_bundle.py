@@ -59,6 +59,16 @@ def test_a_bundle_is_usable_before_its_files_are_there(tmp_path: Path) -> None:
         bundle.path("profile.json")
 
 
+def test_what_is_missing_can_be_asked_by_strategy(tmp_path: Path) -> None:
+    files = {LOCAL: b"a", "device/po.onnx": b"b", "device/spare.onnx": b"c"}
+    bundle = Cache(tmp_path).add(manifest(files, po={"block": "device/po.onnx"}))
+    assert [file.path for file in bundle.missing()] == list(files)
+    assert [file.path for file in bundle.missing("amot", "local")] == [LOCAL]
+    assert [file.path for file in bundle.missing("po", "local")] == [LOCAL, "device/po.onnx"]
+    bundle.present.add(LOCAL)
+    assert bundle.missing("local") == []
+
+
 def test_what_was_fetched_is_found_again(tmp_path: Path) -> None:
     _, bundle = filled(tmp_path)
     assert bundle.path(LOCAL).read_bytes() == FILES[LOCAL]

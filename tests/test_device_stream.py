@@ -219,6 +219,17 @@ def test_a_strategy_waits_for_the_files_it_needs() -> None:
     run(main)
 
 
+def test_files_of_other_strategies_are_never_fetched() -> None:
+    async def main() -> None:
+        async with Stub(local=True, computing=True) as stub:
+            async with offboard_connect(stub.address, strategy="df") as offboard:
+                assert stub.fetched == ["", "device/df.onnx"]
+                await offboard.complete(5.0)
+            assert stub.fetched == ["", "device/df.onnx", "device/local.onnx"]
+
+    run(main)
+
+
 def test_the_rest_of_the_bundle_delays_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "QUIET", 60.0)
 

@@ -18,11 +18,21 @@ from common.profile import Manifest
 from device.bundle import Bundle, Cache
 from device.params import Param
 from device.strategy import Answer, Frame, Plan, Strategy
-from tests.device_stub import CLASSES, PATCH, SIDE, classify, local_model, manifest, result, shade
+from tests.device_stub import (
+    CLASSES,
+    PATCH,
+    SIDE,
+    classify,
+    computing_models,
+    local_model,
+    manifest,
+    result,
+    shade,
+)
 
 PACKAGE = "device.strategies"
 NAMES = registry.names(PACKAGE)
-FILES = {"device/local.onnx": local_model()}
+FILES = {"device/local.onnx": local_model(), **computing_models()}
 TOTAL = (SIDE // PATCH) ** 2
 FIRST = ("sample", "low")
 """The first steps of strategies of two rounds."""

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from server.models.bottleneck import Bottleneck, BottleneckConfig
 from server.models.light import LightConfig, LightInference
 from server.models.mae import MAEConfig, MaskedAutoencoder
 from server.models.superres import SuperResConfig, SuperResolution
@@ -34,6 +35,7 @@ KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "mae": (MAEConfig, MaskedAutoencoder),
     "superres": (SuperResConfig, SuperResolution),
     "light": (LightConfig, LightInference),
+    "bottleneck": (BottleneckConfig, Bottleneck),
 }
 """Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""
 
