@@ -3,6 +3,7 @@
 Throughput B is the harmonic mean of the last ten transfers, with the server's own time taken out
 of the round trip (DeepCOD, section 4.4, eq. 14). Latency must not read as low bandwidth: the round
 trip is taken out as well, the kernel's where it tells one, else the least of small exchanges.
+Nor must the two programs' own time: next to it a short transfer tells nothing, so none is claimed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 TRANSFERS = 10
 SMALL = 2048
 """Bytes, both ways, up to which an exchange tells the latency rather than the throughput."""
+TELLING = 0.025
+"""Seconds that a transfer must take, at the fastest rate seen, to tell the throughput: processes
+and kernels at both ends take up to some 3 ms of an exchange, an eighth of this."""
 MEMORY = 60.0
 """Seconds after which a round trip is forgotten: a device moves."""
 FASTEST = 1.25e9
@@ -60,12 +64,13 @@ class Link:
         return min(recent + [net for _, net in self._transfers])
 
     def throughput(self, now: float) -> float | None:
-        """Bytes per second; None until one transfer is known.
+        """Bytes per second; None while no transfer was long enough to tell.
 
         Without a small exchange the round trip counts as transfer time: an underestimate.
         """
-        if not self._transfers:
-            return None
         rtt = self.rtt(now) or 0.0
-        spent = [max(net - rtt, size / FASTEST) / size for size, net in self._transfers]
-        return len(spent) / sum(spent)
+        spent = [(size, max(net - rtt, size / FASTEST)) for size, net in self._transfers]
+        # By the fastest, not by its own time: a short transfer that was held up tells no more.
+        fastest = max((size / seconds for size, seconds in spent), default=0.0)
+        telling = [seconds / size for size, seconds in spent if size >= TELLING * fastest]
+        return len(telling) / sum(telling) if telling else None

@@ -23,7 +23,9 @@ ROUGH = {
     "reorder": Shape(7.6, 42.2, jitter=8.0, reorder=5.0),
 }
 WIFI = STEADY["wifi"]
-FAST, SLOW = Shape(40.0, 10.0), Shape(1.0, 10.0)
+FAST, SLOW = 40.0, 1.0
+"""Mbps before and after a step."""
+STEPS_RTT = 10.0
 DARK = Shape(WIFI.rate, WIFI.rtt, loss=100.0)
 """Packets vanish, and nobody is told."""
 

@@ -34,7 +34,7 @@ def main(file: str, seconds: float) -> None:
             continue
         last = mbps
         rate = f"{mbps}mbit" if mbps else OUTAGE
-        words = ("qdisc change dev veth parent 1: handle 2:", *TBF, "rate", rate)
+        words = ("qdisc change dev veth", *TBF, "rate", rate)
         tc.stdin.write(" ".join(words) + "\n")
         tc.stdin.flush()
         # tbf looks at its new rate when a packet comes or its old timer is over, which after an

@@ -13,7 +13,6 @@ PACKAGES = {
     "insmod": "kmod",
     "ip": "iproute2",
     "tc": "iproute2",
-    "ping": "iputils-ping",
 }
 """Program -> the Debian package it comes from."""
 PROBE = """

@@ -69,20 +69,27 @@ class Net:
                 _do("tc", "-n", self._names[side], "qdisc", "del", "dev", "veth", "root")
         self._shaped = False
 
-    def follow(self, rtt: float) -> None:
-        """Make ready for `follow`, which sets the rate on the device's side by itself.
+    def queue(self, rtt: float, mbps: float, sides: Sequence[Side] = SIDES) -> None:
+        """A link whose rate can change while packets wait: `rate`, or `follow` by itself.
 
-        The rate is tbf's there: netem fixes the time a packet leaves when it comes in, so a packet
-        taken in at a rate near zero would be stuck for minutes after the rate has risen.
+        The rate is tbf's there, at the ends in `sides`, and only the delay netem's: netem fixes
+        the time a packet leaves when it comes in, so a packet taken in at a low rate would still
+        leave at that rate after it has risen.
         """
         self.clear()
         delay = ("delay", f"{rtt / 2}ms", "limit", "10000")
         for side in SIDES:
             at = ("tc", "-n", self._names[side], "qdisc", "add", "dev", "veth")
             _do(*at, "root", "handle", "1:", "netem", *delay)
-            if side == "device":
-                _do(*at, "parent", "1:", "handle", "2:", *TBF, "rate", "1mbit")
+            if side in sides:
+                _do(*at, *TBF, "rate", f"{mbps}mbit")
         self._shaped = True
+
+    def rate(self, mbps: float) -> None:
+        """Change the rate of a `queue` in place, both ways: it holds for what waits, too."""
+        for side in SIDES:
+            at = ("tc", "-n", self._names[side], "qdisc", "change", "dev", "veth")
+            _do(*at, *TBF, "rate", f"{mbps}mbit")
 
     def cut(self) -> None:
         """Pull the plug: the link is down at both ends."""
@@ -118,7 +125,7 @@ class Net:
 
 
 FORGET = "echo 1 >/proc/sys/net/ipv4/tcp_no_metrics_save"
-TBF = ("tbf", "burst", "3000", "limit", "1000000")
+TBF = ("parent", "1:", "handle", "2:", "tbf", "burst", "3000", "limit", "1000000")
 
 
 @contextlib.contextmanager

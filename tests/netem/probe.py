@@ -18,8 +18,8 @@ import time
 from bench.link import address
 
 HEAD = struct.Struct("!I")
-PINGS = 15
-TRANSFERS = 3
+PINGS = 20
+TRANSFERS = 8
 TIMEOUT = 60.0
 
 

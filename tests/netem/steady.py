@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,20 +13,30 @@ from tests.netem.conftest import TABLES
 from tests.netem.net import Shape
 from tests.netem.world import World
 
-Reference = dict[str, list[dict[str, Any]]]
-FRAMES = {"1mbps": 8}
+Rows = list[dict[str, Any]]
+Reference = dict[str, Rows]
+FRAMES = {"1mbps": 11}
 USUAL = 14
 DEADLINE = 8000.0
+TRIES = 3
+"""How often a link is measured before it counts as too far from the truth: the machine may have
+had other work at that moment. The worst is told."""
 NEAR = 0.2
 """How far the estimate may be from the truth."""
-BESIDE = 0.1
-"""How much of a transfer's time the processes may take for its throughput to be told."""
-CLOCK = 2.0
-"""Milliseconds that a kernel with other work adds to a round trip."""
-LIMIT = "latency against the limit: bytes / bandwidth + round trip + compute, medians in ms"
-TABLES[LIMIT] = [
-    f"{'link':<8}{'strategy':<10}{'rounds':>7}{'bytes up':>10}{'limit':>9}{'p50':>9}{'ratio':>7}"
-    f"{'Mbps seen':>11}{'rtt seen':>10}"
+TELLS = 26.0
+"""Milliseconds of the link that a strategy's exchanges must take for its estimate of the rate to
+be asked for; what is claimed of shorter ones must be as near."""
+LIMIT = 1.1
+"""How far above the limit the latency of one round may be."""
+OPENING = 3
+"""Frames that open TCP's window."""
+TITLE = (
+    f"latency against the limit: bytes / bandwidth + round trip + compute, medians in ms; "
+    f"at most {LIMIT:g} where there is one round, in one of {TRIES} measurements"
+)
+TABLES[TITLE] = [
+    f"{'link':<8}{'strategy':<10}{'rounds':>7}{'bytes up':>10}{'compute':>9}{'limit':>9}{'p50':>9}"
+    f"{'ratio':>7}{'worst':>7}{'Mbps seen':>11}{'rtt seen':>10}"
 ]
 
 
@@ -34,16 +45,24 @@ def test_steady(link: str, strategy: str, here: World, open_link: Reference) -> 
     shape = STEADY[link]
     count = FRAMES.get(link, USUAL)
     here.net.shape(shape)
-    rows = here.stored(strategy, count, deadline_ms=DEADLINE)
-    assert len(rows) == count
-    right(rows, open_link[strategy], open_link.get("local", []))
-    timely(rows, DEADLINE)
-    for row in rows:
-        assert row["error"] is None, row
-        assert row["degraded"] is None, row
-    if any(row["rounds"] for row in rows):
-        note(link, strategy, rows)
-        estimated(shape, rows)
+    worst = 0.0
+    for _ in range(TRIES):
+        rows = here.stored(strategy, count, deadline_ms=DEADLINE)
+        assert len(rows) == count
+        right(rows, open_link[strategy], open_link.get("local", []))
+        timely(rows, DEADLINE)
+        for row in rows:
+            assert row["error"] is None, row
+            assert row["degraded"] is None, row
+        if not any(row["rounds"] for row in rows):
+            return
+        seen = Measured.of(shape, rows)
+        worst = max(worst, seen.ratio)
+        trouble = seen.too_late() + misjudged(shape, rows)
+        if not trouble:
+            break
+    TABLES[TITLE].append(f"{link:<8}{strategy:<10}{seen.line(worst)}")
+    assert not trouble, "; ".join(trouble)
 
 
 @pytest.mark.parametrize("link", ROUGH)
@@ -55,37 +74,73 @@ def test_rough(link: str, strategy: str, here: World, open_link: Reference) -> N
     timely(rows, DEADLINE)
 
 
-def estimated(shape: Shape, rows: list[dict[str, Any]]) -> None:
-    """The device knows the link: latency is not taken for low bandwidth."""
+def wire(shape: Shape, row: dict[str, Any]) -> float:
+    """Milliseconds that the bytes of one frame take on the link."""
+    return float(row["bytes_up"] + row["bytes_down"]) * 8.0 / (shape.rate * 1000.0)
+
+
+def misjudged(shape: Shape, rows: Rows) -> list[str]:
+    """What the device believes of the link and is wrong by more than NEAR."""
     last = rows[-1]
-    assert abs(last["link_rtt_ms"] - shape.rtt) <= NEAR * shape.rtt + CLOCK, last
-    carried, beside = 0.0, 0.0
-    for row in rows[-10:]:
-        wire = (row["bytes_up"] + row["bytes_down"]) * 8.0 / (shape.rate * 1000.0)
-        carried += wire
-        beside += row["latency_ms"] - row["server_ms"] - row["rounds"] * shape.rtt - wire
-    # Headers take a twentieth. What is more is the processes' time on a busy machine, and a
-    # transfer that is short beside it tells of them rather than of the link.
-    if beside <= (0.05 + BESIDE) * carried:
-        assert abs(last["link_mbps"] / shape.rate - 1.0) <= NEAR, last
+    rtt, mbps = last["link_rtt_ms"], last["link_mbps"]
+    trouble = []
+    if rtt is None or abs(rtt / shape.rtt - 1.0) > NEAR:
+        trouble.append(f"a round trip of {rtt} ms is believed, {shape.rtt} is true")
+    if mbps is None:
+        telling = statistics.fmean(wire(shape, row) / row["rounds"] for row in rows)
+        if telling >= TELLS:
+            trouble.append(f"the rate is not known after exchanges of {telling:.0f} ms")
+    elif abs(mbps / shape.rate - 1.0) > NEAR:
+        trouble.append(f"{mbps} Mbps are believed, {shape.rate} are true")
+    return trouble
 
 
-def note(link: str, strategy: str, rows: list[dict[str, Any]]) -> None:
-    """Put a row into the table of limits."""
-    shape = STEADY[link]
-    warm = rows[3:]  # the first frames open TCP's window
-    # A thread's CPU time may be counted in whole ticks of 10 ms: only its mean says something.
-    device_ms = statistics.fmean(row["device_ms"] for row in warm)
-    limits, latencies = [], []
-    for row in warm:
-        bits = (row["bytes_up"] + row["bytes_down"]) * 8.0
-        wire = bits / (shape.rate * 1000.0) + row["rounds"] * shape.rtt
-        limits.append(wire + device_ms + row["server_ms"])
-        latencies.append(row["latency_ms"])
-    ratio = statistics.median(t / limit for t, limit in zip(latencies, limits, strict=True))
-    TABLES[LIMIT].append(
-        f"{link:<8}{strategy:<10}{statistics.fmean(r['rounds'] for r in warm):>7.2f}"
-        f"{statistics.fmean(r['bytes_up'] for r in warm):>10.0f}{statistics.median(limits):>9.1f}"
-        f"{statistics.median(latencies):>9.1f}{ratio:>7.2f}"
-        f"{rows[-1]['link_mbps'] or 0:>11.2f}{rows[-1]['link_rtt_ms'] or 0:>10.1f}"
-    )
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement of a strategy on a link. Medians over its frames, milliseconds."""
+
+    rounds: float
+    bytes_up: float
+    compute: float
+    limit: float
+    p50: float
+    ratio: float
+    mbps: float | None
+    rtt: float | None
+
+    @classmethod
+    def of(cls, shape: Shape, rows: Rows) -> Measured:
+        """The frames after those that open TCP's window."""
+        warm = rows[OPENING:]
+        # A thread's CPU time may be counted in whole ticks of 10 ms: only its mean says something.
+        device_ms = statistics.fmean(row["device_ms"] for row in warm)
+        computes = [device_ms + row["server_ms"] for row in warm]
+        limits = [
+            wire(shape, row) + row["rounds"] * shape.rtt + compute
+            for row, compute in zip(warm, computes, strict=True)
+        ]
+        latencies = [row["latency_ms"] for row in warm]
+        return cls(
+            statistics.fmean(row["rounds"] for row in warm),
+            statistics.fmean(row["bytes_up"] for row in warm),
+            statistics.median(computes),
+            statistics.median(limits),
+            statistics.median(latencies),
+            statistics.median(t / limit for t, limit in zip(latencies, limits, strict=True)),
+            rows[-1]["link_mbps"],
+            rows[-1]["link_rtt_ms"],
+        )
+
+    def too_late(self) -> list[str]:
+        """Whether one round takes longer than the limit allows."""
+        if self.rounds > 1.0 or self.ratio <= LIMIT:
+            return []
+        return [f"{self.p50:.1f} ms is {self.ratio:.2f} of the limit, {self.limit:.1f} ms"]
+
+    def line(self, worst: float) -> str:
+        """This as a line of the table."""
+        mbps = "unknown" if self.mbps is None else f"{self.mbps:.2f}"
+        return (
+            f"{self.rounds:>7.2f}{self.bytes_up:>10.0f}{self.compute:>9.1f}{self.limit:>9.1f}"
+            f"{self.p50:>9.1f}{self.ratio:>7.2f}{worst:>7.2f}{mbps:>11}{self.rtt or 0:>10.1f}"
+        )

@@ -21,6 +21,10 @@ BOOT = 300.0
 """Seconds the server may take to get ready."""
 RUN = 120.0
 """Seconds one device may take."""
+LEAST, MOST = 3, 6
+"""Frames to warm up with."""
+SETTLED = 500.0
+"""Milliseconds within which an answer shows that a device has warmed up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,19 @@ class Seen:
 
     at: float
     row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What was seen while a link changed: each strategy's answers, how many frames each was `fed`
+    and how many of these to `warm` up, when each line of the script had been carried out, and how
+    many seconds late this machine was, at worst, with sending a frame."""
+
+    seen: dict[str, list[Seen]]
+    fed: int
+    warm: int
+    done: list[float]
+    lag: float
 
 
 @contextlib.contextmanager
@@ -123,16 +140,13 @@ class World:
     def live(
         self,
         strategies: Sequence[str],
-        seconds: float,
-        period: float,
+        times: Sequence[float],
         deadline_ms: float,
         script: Sequence[tuple[float, Callable[[], None]]],
-    ) -> tuple[dict[str, list[Seen]], list[float], float]:
-        """All strategies at once, a frame every `period` for `seconds`, while `script` runs.
+    ) -> Played:
+        """All strategies at once, a frame at each of `times` (seconds), while `script` runs.
 
-        `script`: what is done to the link, and how many seconds after the first frame. Returns
-        each strategy's answers, when each line of the script had been carried out, and how many
-        seconds late this machine was, at worst, with sending a frame.
+        Before, some to warm up. `script`: what is done to the link, and when.
         """
         runs = [Run(name) for name in strategies]
         done: list[float] = []
@@ -143,22 +157,28 @@ class World:
                 words += ["--deadline", str(deadline_ms)]
                 run.process = stack.enter_context(spawned(words, self.log, **self._environment()))
                 run.begin()
-            # The interpreters have started and the bundle is open before anything happens.
-            for run in runs:
-                run.feed(self.frames[0])
-                run.wait_for(1)
+            # The interpreters have started, the bundle is complete and the local model has been
+            # tried before anything happens.
+            for warm in range(1, MOST + 1):
+                for run in runs:
+                    run.feed(self.frames[warm - 1])
+                    run.wait_for(warm)
+                if warm >= LEAST and all(r.seen[-1].row["latency_ms"] <= SETTLED for r in runs):
+                    break
+                time.sleep(0.5)
             began = time.monotonic()
             worker = threading.Thread(target=_play, args=(script, began, done), daemon=True)
             worker.start()
-            for index in range(int(seconds / period)):
-                time.sleep(max(0.0, began + index * period - time.monotonic()))
-                lag = max(lag, time.monotonic() - began - index * period)
+            for frame, at in zip(self.frames[warm:], times, strict=False):
+                time.sleep(max(0.0, began + at - time.monotonic()))
+                lag = max(lag, time.monotonic() - began - at)
                 for run in runs:
-                    run.feed(self.frames[(index + 1) % len(self.frames)])
+                    run.feed(frame)
             worker.join(30)
             for run in runs:
                 run.end()
-        return {run.strategy: run.seen for run in runs}, done, lag
+        seen = {run.strategy: run.seen for run in runs}
+        return Played(seen, warm + len(times), warm, done, lag)
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "OFFBOARD_CACHE": str(self.cache)}
