@@ -142,6 +142,7 @@ def encode(
     buffers: list[Buffer] = [b""]
     body = 0
     try:
+        plain = spec.get(message)
         if spec.tensors:
             described = {}
             for name, tensor in message.tensors.items():  # type: ignore[union-attr]
@@ -153,11 +154,11 @@ def encode(
                 if size:
                     buffers.append(data)
                     body += size
-            head = _pack((*spec.get(message), described))
-        else:
-            head = _pack(spec.get(message))
-        for value in spec.get_floats(message) if spec.floats else ():
-            head += _pack(float(value))
+            plain += (described,)
+        head = _pack(plain)
+        if spec.floats:
+            for value in spec.get_floats(message):
+                head += _pack(float(value))
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{spec.name} cannot be sent: {error}") from None
     if spec.addressed:
@@ -167,9 +168,9 @@ def encode(
             ms_left = message.ms_left  # type: ignore[union-attr]
     else:
         id, ms_left = 0, NO_DEADLINE
-    first = PREFIX.pack(MAGIC, version, spec.kind, len(head), body, id, ms_left) + head
-    buffers[0] = first
-    return buffers, len(first) + body
+    size = len(head)
+    buffers[0] = PREFIX.pack(MAGIC, version, spec.kind, size, body, id, ms_left) + head
+    return buffers, PREFIX.size + size + body
 
 
 Described = tuple[str, str, tuple[int, ...], str, int]
