@@ -41,6 +41,8 @@ QUALITY = 25
 """Of the mosaic JPEG: the smallest that cost no accuracy on frames held out, through the pair."""
 SHARE = 0.35
 """Mean share of the patches that A-MOT's defaults may send."""
+STORED = 4_800
+"""Photographs whose first rounds the light inference learns from."""
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
@@ -147,7 +149,7 @@ def train_light(job: Job) -> None:
     def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         return augment.random_crops(rng, photos.frames[chosen], 224, (0.4, 1.0))
 
-    light.stage(job, "imagenette", frames, photos.labels, len(photos), held)
+    light.stage(job, "imagenette", frames, photos.labels, min(STORED, len(photos)), held)
 
 
 def make_profile(job: Job) -> None:

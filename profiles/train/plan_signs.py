@@ -21,6 +21,8 @@ CHOOSING = signs.CALIBRATION[:1_000]
 TRIED = 400
 """How many of ``CHOOSING`` every setting of A-MOT is tried on."""
 REPORTED = signs.EVALUATION[:1_000]
+STORED = 4_800
+"""Scenes whose first rounds the light inference learns from."""
 
 HALF = (0.5, 0.5, 0.5)
 SPREAD = (0.28, 0.28, 0.28)
@@ -93,7 +95,8 @@ def train_light(job: Job) -> None:
     def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         return data.frames[chosen]
 
-    light.stage(job, "signs", frames, data.labels, len(data), scenes.load(CHOOSING))
+    count = min(STORED, len(data))
+    light.stage(job, "signs", frames, data.labels, count, scenes.load(CHOOSING))
 
 
 def make_profile(job: Job) -> None:
