@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import slo
 from common.errors import ConfigError
 from common.units import parse_bytes
 from device.cli import Settings as DeviceSettings
@@ -203,6 +204,19 @@ def test_the_bucket_gives_where_it_helps_most() -> None:
     assert promises[-1].extra == 0
     assert any(promise.extra for promise in promises)
     assert len({promise.extra for promise in promises[:-1]}) > 1
+
+
+def test_the_bench_draws_frames_as_the_table_has_them() -> None:
+    table = calibrated()
+    confidence, needed = slo.drawn(table, 0.25, 4000, seed=1)
+    at_once = needed == 0
+    for low, high in ((0.2, 0.5), (0.5, 1.0)):
+        inside = (confidence >= low) & (confidence < high)
+        assert at_once[inside].mean() == pytest.approx(confidence[inside].mean(), abs=0.06)
+    assert np.isinf(needed).mean() == pytest.approx(0.2 * (1 - confidence.mean()), abs=0.03)
+    right, share, _ = slo.simulated(table, terms(), (confidence[:300], needed[:300]), batch=8)
+    assert at_once.mean() < right <= 1 - np.isinf(needed[:300]).mean()
+    assert 0.3 < share <= 0.35 + 1 / 300
 
 
 # What people write.
