@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench import demo, pair
+from bench import demo, pair, transport
 from common.errors import OffboardError
 from profiles.train import signs
 
@@ -125,3 +125,13 @@ def test_the_demo_refuses_what_it_cannot_show(
 def test_a_server_that_cannot_start_says_why() -> None:
     with pytest.raises(OffboardError, match="no profile 'sings'"), pair.server("sings"):
         pass
+
+
+def test_the_transport_page_keeps_the_notes_of_the_last_one(tmp_path: Path) -> None:
+    page = tmp_path / "transport.md"
+    transport.publish(page, "# Table\n")
+    assert page.read_text() == "# Table\n"
+    page.write_text("# Table\n\nold rows\n\n## Notes\n\n- as it is\n")
+    for _ in range(2):
+        transport.publish(page, "# Table\n\nnew rows\n")
+        assert page.read_text() == "# Table\n\nnew rows\n\n## Notes\n\n- as it is\n"

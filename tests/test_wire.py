@@ -73,6 +73,18 @@ def test_every_message_survives(message: Message) -> None:
     assert parse(packet(message)) == message
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_was_received_cannot_be_changed(name: str) -> None:
+    message = parse(packet(EXAMPLES[name]))
+    assert type(message) is type(EXAMPLES[name])
+    assert repr(message).startswith(f"{type(message).__name__}(")
+    held = [message, *getattr(message, "tensors", {}).values()]
+    for each in held:
+        for field in dataclasses.fields(each):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(each, field.name, None)
+
+
 def test_prefix_is_twenty_bytes() -> None:
     assert PREFIX.size == 20
     data = packet(Ping(id=0x01020304, ms_left=5))
