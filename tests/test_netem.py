@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -18,9 +19,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where the cases were run: "guest" or "here"."""
     found: list[str] = []
 
-    def boot(words: Sequence[str], directory: Path, timeout: float) -> int:
+    def boot(words: Sequence[str], directory: Path, timeout: float, out: TextIO) -> int:
         found.append("guest")
-        return 3
+        return 3 if "tests/netem/steady.py" in words else command.NOTHING
 
     def here(words: Sequence[str], cwd: Path, check: bool) -> subprocess.CompletedProcess[bytes]:
         found.append("here")
@@ -49,7 +50,7 @@ def test_else_user_mode_linux(
     ran: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert decide(monkeypatch, "no netem", None) == 3
-    assert ran == ["guest"]
+    assert set(ran) == {"guest"}
     assert "no netem; booting user-mode Linux" in capsys.readouterr().out
 
 

@@ -28,7 +28,6 @@ TRIES = 3
 """How often a case is played before answers count as late to resume: the machine may have had other
 work at that moment. Each is told."""
 TITLE = f"seconds until a server answers again, after the link is back (at most {RESUME:g})"
-TABLES[TITLE] = []
 Play = Callable[[str, str], list[Played]]
 
 

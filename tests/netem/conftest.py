@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from tests.netem import ground, net, world
 PROFILE = "signs"
 COUNT = 32
 """Frames: as many as the longest case sends, since a sample of patches depends on the number."""
-TABLES: dict[str, list[str]] = {}
+TABLES: defaultdict[str, list[str]] = defaultdict(list)
 """Lines to print when all is over, by title."""
+HEADS: dict[str, str] = {}
+"""The first line of a table that has one, by title."""
 OFFERED = tuple(
     name
     for name in registry.names("device.strategies")
@@ -33,7 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for title, lines in TABLES.items():
         terminalreporter.section(title)
-        for line in lines:
+        for line in [HEADS[title], *lines] if title in HEADS else lines:
             terminalreporter.write_line(line)
 
 

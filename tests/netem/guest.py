@@ -10,11 +10,11 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 MEMORY = "3G"
 """Taken as it is touched, from /dev/shm."""
@@ -38,8 +38,8 @@ halt -f
 """
 
 
-def run(command: Sequence[str], directory: Path, timeout: float) -> int:
-    """Boot, run `command` in `directory` as root, print what it prints; its exit status.
+def run(command: Sequence[str], directory: Path, timeout: float, out: TextIO) -> int:
+    """Boot, run `command` in `directory` as root, write what it prints to `out`; its exit status.
 
     124 if it is not over within `timeout` seconds, 125 if the guest did not come to it.
     """
@@ -52,7 +52,7 @@ def run(command: Sequence[str], directory: Path, timeout: float) -> int:
         init.write_text(INIT.format(command=shlex.join(command), **quoted))
         init.chmod(0o755)
         boot = ["linux.uml", "rootfstype=hostfs", "rootflags=/", "rw", f"mem={MEMORY}"]
-        boot += [f"init={init}", "con=null", "con0=fd:0,fd:1", f"umid=offboard{os.getpid()}"]
+        boot += [f"init={init}", "con=null", "con0=fd:0,fd:1", f"umid={own.name}"]
         with (own / "console").open("wb") as console:
             guest = subprocess.Popen(
                 boot,
@@ -63,13 +63,13 @@ def run(command: Sequence[str], directory: Path, timeout: float) -> int:
                 env={**os.environ, "HOME": str(own)},
             )
             _prefer(guest.pid)
-            late = _follow(guest, log, time.monotonic() + timeout)
+            late = _follow(guest, log, time.monotonic() + timeout, out)
         if late:
-            print(f"\nthe guest was stopped after {timeout:.0f} s", file=sys.stderr)
+            print(f"\nthe guest was stopped after {timeout:.0f} s", file=out)
             return 124
         if status.exists() and status.read_text().strip():
             return int(status.read_text())
-        print((own / "console").read_text(errors="replace")[-3000:], file=sys.stderr)
+        print((own / "console").read_text(errors="replace")[-3000:], file=out)
         return 125
 
 
@@ -79,14 +79,14 @@ def _prefer(pid: int) -> None:
         Path(f"/proc/{pid}/autogroup").write_text("-10")
 
 
-def _follow(guest: subprocess.Popen[bytes], log: Path, end: float) -> bool:
-    """Print the guest's log until it halts. Whether it had to be killed at `end`."""
+def _follow(guest: subprocess.Popen[bytes], log: Path, end: float, out: TextIO) -> bool:
+    """Write the guest's log to `out` until it halts. Whether it had to be killed at `end`."""
     with log.open("rb") as lines:
         try:
             while True:
                 over = guest.poll() is not None
-                sys.stdout.write(lines.read().decode(errors="replace"))
-                sys.stdout.flush()
+                out.write(lines.read().decode(errors="replace"))
+                out.flush()
                 if over or time.monotonic() > end:
                     return not over
                 time.sleep(0.1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.netem.cases import ROUGH, STEADY, right, timely
-from tests.netem.conftest import TABLES
+from tests.netem.conftest import HEADS, TABLES
 from tests.netem.net import Shape
 from tests.netem.world import World
 
@@ -34,10 +34,10 @@ TITLE = (
     f"latency against the limit: bytes / bandwidth + round trip + compute, medians in ms; "
     f"at most {LIMIT:g} where there is one round, in one of {TRIES} measurements"
 )
-TABLES[TITLE] = [
+HEADS[TITLE] = (
     f"{'link':<8}{'strategy':<10}{'rounds':>7}{'bytes up':>10}{'compute':>9}{'limit':>9}{'p50':>9}"
     f"{'ratio':>7}{'worst':>7}{'Mbps seen':>11}{'rtt seen':>10}"
-]
+)
 
 
 @pytest.mark.parametrize("link", STEADY)

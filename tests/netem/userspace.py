@@ -14,7 +14,7 @@ import pytest
 
 from bench.traces import load
 from tests.netem.cases import STEADY
-from tests.netem.conftest import TABLES
+from tests.netem.conftest import HEADS, TABLES
 from tests.netem.net import HOSTS
 from tests.netem.world import World, spawned
 
@@ -30,10 +30,10 @@ FOLLOWED = 0.25
 TRIES = 3
 """How often the two are compared before they count as different; the worst is told."""
 TITLE = "bench.link beside netem: plain TCP, Mbps of a long transfer and ms of a short round trip"
-TABLES[TITLE] = [
+HEADS[TITLE] = (
     f"{'link':<8}{'netem Mbps':>11}{'link Mbps':>11}{'apart':>8}"
     f"{'netem ms':>10}{'link ms':>9}{'apart':>8}{'try':>6}"
-]
+)
 TRACE = "t_s,mbps\n0.0,8\n1.0,0\n2.0,2\n2.5,20\n3.5,8\n"
 BYTES = 2_500_000
 SECONDS = 0.25
