@@ -54,7 +54,9 @@ def test_the_filter_learns_where_the_object_is_and_the_device_sees_the_same(
     tmp_path: Path,
 ) -> None:
     data = marked()
-    model, _ = filter.train(data, tmp_path / "df.ckpt", Budget(steps=40), 0, False)
+    model, _ = filter.train(
+        filter.batches_of(data), len(data.frames), tmp_path / "df.ckpt", Budget(steps=40), 0, False
+    )
     assert filter.overlap(model, data) > 0.9
     assert filter.overlap(filter.Filter().eval(), data) < 0.7
     macs = filter_onnx(model, tmp_path / "df.onnx", 64)
@@ -67,10 +69,9 @@ def test_the_filter_learns_where_the_object_is_and_the_device_sees_the_same(
 
 
 def test_scores_mark_their_highest_share() -> None:
-    frames = np.zeros((3, 64, 64, 3), np.uint8)
-    scores = torch.arange(16.0).expand(3, 16)
-    found = filter.mark(frames, lambda part: scores[: len(part)], 0.25)
-    assert found.crucial.tolist() == [[False] * 12 + [True] * 4] * 3
+    scores = torch.tensor([[0.1, 0.4, 0.3, 0.2], [4.0, 3.0, 2.0, 1.0]])
+    expected = [[False, True, True, False], [True, True, False, False]]
+    assert filter.highest(scores, 0.5).tolist() == expected
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Trains the filter of DF: which patches of a frame are crucial.
 
-Seven plain convolutions on the frame at half size, a few million multiply-adds each. Where a data
-set marks its objects they are what is crucial; elsewhere it is what a trained model looks at.
+Seven plain convolutions on the frame at half size. Where a data set marks its objects, they are
+what is crucial; elsewhere it is where a trained model finds the evidence of its answer.
 """
 
 from __future__ import annotations
@@ -55,43 +55,48 @@ class Marked:
     crucial: npt.NDArray[np.bool_]
 
 
+Batches = Callable[[Tick], tuple[Tensor, Tensor]]
+"""Half-size frames [b, 3, h/2, w/2] in [0, 1], and which patches are crucial, bool [b, N]."""
+
+
 def train(
-    data: Marked, checkpoint: Path, budget: Budget, seed: int, resume: bool
+    batches: Batches, samples: int, checkpoint: Path, budget: Budget, seed: int, resume: bool
 ) -> tuple[Filter, float]:
-    """A trained filter and the seconds it took; half of the frames it sees are mirrored."""
+    """A trained filter and the seconds it took."""
     torch.manual_seed(seed)
     model = Filter()
-    grid = round(data.crucial.shape[1] ** 0.5)
 
     def loss(tick: Tick) -> tuple[Tensor, dict[str, float]]:
-        frames = halve(data.frames[tick.indices])
-        wanted = torch.from_numpy(data.crucial[tick.indices]).float().view(-1, grid, grid)
-        turned = torch.from_numpy(tick.rng.random(len(frames)) < 0.5)
-        frames[turned], wanted[turned] = frames[turned].flip(3), wanted[turned].flip(2)
-        value = F.binary_cross_entropy_with_logits(model(frames), wanted.flatten(1))
+        frames, crucial = batches(tick)
+        value = F.binary_cross_entropy_with_logits(model(frames), crucial.float())
         return value, {"loss": float(value.detach())}
 
     recipe = Recipe(lr=4e-3, batch=64, weight_decay=0.02, warmup=0.1, ema=0.99)
     seconds = fit(
-        model, loss, recipe, budget, len(data.frames), seed=seed, resume=resume,
+        model, loss, recipe, budget, samples, seed=seed, resume=resume,
         checkpoint=checkpoint, title="df",
     )  # fmt: skip
     return model, seconds
 
 
-Maps = Callable[[U8], Tensor]
-"""Frames uint8 [n, h, w, 3] to a score per patch [n, N]."""
+def batches_of(data: Marked) -> Batches:
+    """Batches of ``data``, half of the frames mirrored."""
+    grid = round(data.crucial.shape[1] ** 0.5)
+
+    def batch(tick: Tick) -> tuple[Tensor, Tensor]:
+        frames = halve(data.frames[tick.indices])
+        crucial = torch.from_numpy(data.crucial[tick.indices]).view(-1, grid, grid)
+        turned = torch.from_numpy(tick.rng.random(len(frames)) < 0.5)
+        frames[turned], crucial[turned] = frames[turned].flip(3), crucial[turned].flip(2)
+        return frames, crucial.flatten(1)
+
+    return batch
 
 
-@torch.no_grad()
-def mark(frames: U8, scores: Maps, share: float) -> Marked:
-    """``frames`` whose crucial patches are the ``share`` of highest score."""
-    marks = []
-    for start in range(0, len(frames), 50):
-        score = scores(frames[start : start + 50])
-        best = score.topk(round(share * score.shape[1]), 1).indices
-        marks.append(torch.zeros_like(score, dtype=torch.bool).scatter(1, best, True))
-    return Marked(frames, torch.cat(marks).numpy())
+def highest(scores: Tensor, share: float) -> Tensor:
+    """Which of each row of ``scores`` [b, N] are the ``share`` of highest ones, bool [b, N]."""
+    best = scores.topk(round(share * scores.shape[1]), 1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
 
 
 @torch.no_grad()
