@@ -62,7 +62,7 @@ def run(command: Sequence[str], directory: Path, timeout: float, out: TextIO) ->
                 start_new_session=True,
                 env={**os.environ, "HOME": str(own)},
             )
-            _prefer(guest.pid)
+            prefer(guest.pid)
             late = _follow(guest, log, time.monotonic() + timeout, out)
         if late:
             print(f"\nthe guest was stopped after {timeout:.0f} s", file=out)
@@ -73,7 +73,7 @@ def run(command: Sequence[str], directory: Path, timeout: float, out: TextIO) ->
         return 125
 
 
-def _prefer(pid: int) -> None:
+def prefer(pid: int) -> None:
     """Before this machine's other work: a guest that waits for its CPU sees links that are late."""
     with contextlib.suppress(OSError):  # not root, or a kernel without autogroups
         Path(f"/proc/{pid}/autogroup").write_text("-10")

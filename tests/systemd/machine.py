@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import debian
+from tests.netem.guest import prefer
 
 CACHE = debian.REPOSITORY / ".cache" / "systemd"
 PACKAGES = "systemd,systemd-sysv,python3,python3-venv"
@@ -58,6 +59,7 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # its helper processes go with it
             )
+            prefer(process.pid)
             try:
                 return process.wait(seconds)
             finally:
