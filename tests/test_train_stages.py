@@ -41,7 +41,8 @@ def check(directory: Path, classes: int) -> None:
     """The profile loads, with every digest right, and so do its models."""
     loaded = profiles_of.load(directory)
     assert len(loaded.manifest.classes) == classes
-    assert {"amot", "jpeg", "raw", "local", "isr", "sdt"} <= set(loaded.manifest.strategies)
+    offered = {"amot", "jpeg", "raw", "local", "isr", "sdt", "po", "df", "mbc"}
+    assert offered <= set(loaded.manifest.strategies)
     for model in loaded.models.values():
         load_model(model.file, model.kind, model.config)
     made = json.loads((directory / "profile.json").read_text())["made"]

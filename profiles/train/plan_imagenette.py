@@ -15,7 +15,9 @@ import torch
 from profiles.export import local_onnx
 from profiles.train import (
     augment,
+    computing,
     evaluate,
+    filter,
     light,
     local,
     mae,
@@ -41,6 +43,10 @@ QUALITY = 25
 """Of the mosaic JPEG: the smallest that cost no accuracy on frames held out, through the pair."""
 SHARE = 0.35
 """Mean share of the patches that A-MOT's defaults may send."""
+AREA = 0.25
+"""Share of the patches that DF's filter learns to call crucial."""
+DF = {"r": 0.3, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": QUALITY}
+"""DF's settings, chosen on photographs held out."""
 STORED = 4_800
 """Photographs whose first rounds the light inference learns from."""
 
@@ -139,7 +145,7 @@ def finish_vit(job: Job) -> None:
 def train_superres(job: Job) -> None:
     """The network that sharpens frames sent at low resolution."""
     photos, held = _split(job)
-    superres.stage(job, photos.frames, held.frames[:100])
+    superres.stage(job, "imagenette", photos.frames, held.frames[:100])
 
 
 def train_light(job: Job) -> None:
@@ -150,6 +156,42 @@ def train_light(job: Job) -> None:
         return augment.random_crops(rng, photos.frames[chosen], 224, (0.4, 1.0))
 
     light.stage(job, "imagenette", frames, photos.labels, min(STORED, len(photos)), held)
+
+
+def add_po(job: Job) -> None:
+    """PO: the first layers of the published classifier, for the device."""
+    computing.po(job, "imagenette")
+
+
+def train_df(job: Job) -> None:
+    """DF: the filter learns where the teacher finds most evidence of any class."""
+    photos, held = _split(job)
+    lessons = teach.Lessons(job.out / "lessons")
+
+    def batch(tick: Tick) -> tuple[torch.Tensor, torch.Tensor]:
+        frames, said = lessons.batch(tick.indices, tick.rng)
+        grid = frames.shape[1] // 8  # the crops stand for frames of twice their size
+        most = said.evidence.amax(2).view(len(frames), 1, grid // 2, grid // 2)
+        return teacher.to_tensor(frames), filter.highest(teach.per_patch(most, grid)[..., 0], AREA)
+
+    known = held.take(np.arange(min(100, len(held))))
+    with torch.no_grad():
+        _, _, evidence = teach.ask(_teacher(job), teacher.to_tensor(known.frames))
+    most = teach.per_patch(evidence.amax(1, keepdim=True), 14)[..., 0]
+    marked = filter.Marked(known.frames, filter.highest(most, AREA).numpy())
+    computing.df(job, "imagenette", batch, len(photos), marked, DF)
+
+
+def train_mbc(job: Job) -> None:
+    """MBC: the bottleneck around the split of the published classifier."""
+    photos, held = _split(job)
+
+    def frames(tick: Tick) -> npt.NDArray[np.uint8]:
+        taken = photos.frames[tick.indices]
+        return taken[:, :, ::-1] if tick.rng.random() < 0.5 else taken
+
+    first = photos.frames[:: max(1, len(photos) // 200)]
+    computing.mbc(job, "imagenette", 16, 8, frames, first, len(photos), held)
 
 
 def make_profile(job: Job) -> None:
@@ -196,7 +238,10 @@ STAGES: dict[str, Stage] = {
     "local": train_local,
     "vit": train_vit,
     "finish": finish_vit,
-    "superres": train_superres,
     "publish": make_profile,
+    "superres": train_superres,
     "light": train_light,
+    "po": add_po,
+    "df": train_df,
+    "mbc": train_mbc,
 }

@@ -9,7 +9,19 @@ import numpy.typing as npt
 import torch
 
 from profiles.export import local_onnx
-from profiles.train import evaluate, light, local, mae, publish, scenes, signs, superres, vit_signs
+from profiles.train import (
+    computing,
+    evaluate,
+    filter,
+    light,
+    local,
+    mae,
+    publish,
+    scenes,
+    signs,
+    superres,
+    vit_signs,
+)
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from server.models.checkpoint import save_weights
@@ -38,6 +50,8 @@ QUALITY = 75
 """Of the mosaic JPEG: small signs need more than photographs do."""
 SHARE = 0.30
 """Mean share of the patches that A-MOT's defaults may send."""
+DF = {"r": 0.2, "floor": 0.1, "recovery": "none", "codec": "mosaic", "quality": QUALITY}
+"""DF's settings, chosen on calibration scenes."""
 
 
 def train_mae(job: Job) -> None:
@@ -85,7 +99,7 @@ def train_local(job: Job) -> None:
 
 def train_superres(job: Job) -> None:
     """The network that sharpens frames sent at low resolution."""
-    superres.stage(job, scenes.load(SEEDS).frames, scenes.load(CHOOSING).frames[:100])
+    superres.stage(job, "signs", scenes.load(SEEDS).frames, scenes.load(CHOOSING).frames[:100])
 
 
 def train_light(job: Job) -> None:
@@ -97,6 +111,31 @@ def train_light(job: Job) -> None:
 
     count = min(STORED, len(data))
     light.stage(job, "signs", frames, data.labels, count, scenes.load(CHOOSING))
+
+
+def add_po(job: Job) -> None:
+    """PO: the first layers of the published classifier, for the device."""
+    computing.po(job, "signs")
+
+
+def train_df(job: Job) -> None:
+    """DF: the filter finds the signs, whose places the renderer knows."""
+    data, held = scenes.load(SEEDS), scenes.load(CHOOSING)
+    train, known = (
+        filter.Marked(part.frames, part.cells != scenes.BACKGROUND) for part in (data, held)
+    )
+    computing.df(job, "signs", filter.batches_of(train), len(data), known, DF)
+
+
+def train_mbc(job: Job) -> None:
+    """MBC: the bottleneck around the split of the published classifier."""
+    data = scenes.load(SEEDS)
+
+    def frames(tick: Tick) -> npt.NDArray[np.uint8]:
+        return data.frames[tick.indices]
+
+    held = scenes.load(CHOOSING).take(np.arange(min(TRIED, len(CHOOSING))))
+    computing.mbc(job, "signs", 12, 8, frames, data.frames[:200], len(data), held)
 
 
 def make_profile(job: Job) -> None:
@@ -132,7 +171,10 @@ STAGES: dict[str, Stage] = {
     "mae": train_mae,
     "vit": train_vit,
     "local": train_local,
-    "superres": train_superres,
     "publish": make_profile,
+    "superres": train_superres,
     "light": train_light,
+    "po": add_po,
+    "df": train_df,
+    "mbc": train_mbc,
 }
