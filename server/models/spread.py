@@ -22,13 +22,13 @@ def spread(attention: Tensor, indices: Tensor, grid: int) -> Tensor:
     ``attention`` [b, k] is that of the patches at ``indices`` int64 [b, k]. Far from all of them
     the score falls to zero.
     """
-    near = _nearness(grid).to(attention)[indices]
+    near = _nearness(grid, attention.device)[indices]
     return (attention.unsqueeze(-1) * near).sum(1) / (near.sum(1) + 1e-3)
 
 
 @cache
-def _nearness(grid: int) -> Tensor:
+def _nearness(grid: int, device: torch.device) -> Tensor:
     """[n, n]: the Gaussian of the distance between any two places."""
-    axis = torch.arange(grid, dtype=torch.float32)
+    axis = torch.arange(grid, dtype=torch.float32, device=device)
     places = torch.cartesian_prod(axis, axis)
     return torch.exp(-torch.cdist(places, places).square() / (2 * REACH * REACH))

@@ -35,6 +35,7 @@ from common.messages import Query
 from common.patches import Indices
 from server.budget import HEAD, Allowance, Ask, Promise, Terms
 from server.models.light import LightInference
+from server.models.spread import spread
 from server.serving import F32, U8, Serving, no_step, number, to_numpy
 from server.slo import Table
 from server.strategy import Arrays, Memory, Outcome, Work
@@ -45,8 +46,6 @@ OBJECTIVES = ("weighted", "printed", "fixed")
 RECOVERIES = ("mae", "none")
 SECONDS = ("light", "full")
 MAX_BUDGET = 1e9
-SPREAD = 1.5
-"""Patches over which a patch's attention tells of its neighbours' (one standard deviation)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,6 @@ class Amot:
                     f"not from 0 to {most:g}"
                 )
         self._allowance = Allowance(self._table, serving.bucket)
-        self._near = _nearness(serving).to(serving.device)
         serving.classifier  # noqa: B018 - load now, not at the first query
         if "mae" in kinds:
             serving.recovery  # noqa: B018
@@ -228,9 +226,8 @@ class Amot:
         if recovery == "none" and not whole:
             indices = self._indices(places)
             output = vit(serving.pixels(sent), indices)
-            near = self._near[indices]
-            spread = (output.attention.unsqueeze(1) @ near).squeeze(1) / near.sum(1)
-            return _probabilities(output.logits), to_numpy(spread), None
+            looked = spread(output.attention, indices, vit.config.grid)
+            return _probabilities(output.logits), to_numpy(looked), None
         pixels = serving.pixels(sent) if whole else serving.recover(sent, places)
         if all(work.params.get("second", "full") == "full" for work in works):
             return *serving.classify(pixels), None
@@ -286,15 +283,6 @@ class Amot:
 def _probabilities(logits: torch.Tensor) -> F32:
     """Float32 [B, classes] on the CPU."""
     return to_numpy(F.softmax(logits.float(), dim=-1))
-
-
-def _nearness(serving: Serving) -> torch.Tensor:
-    """Float32 [N, N]: a Gaussian of the distance on the grid between every two patches."""
-    rows, columns = np.divmod(
-        np.arange(serving.input.patches), serving.input.width // serving.input.patch
-    )
-    square = np.subtract.outer(rows, rows) ** 2 + np.subtract.outer(columns, columns) ** 2
-    return torch.from_numpy(np.exp(-square / (2 * SPREAD**2)).astype(np.float32))
 
 
 def _size(query: Query) -> int:
