@@ -7,6 +7,7 @@ of every picture it makes.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,17 @@ def computing_models() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def encoder_file() -> bytes:
+    """An encoder: the brightness of every patch, in four levels."""
+    kernel = np.full((PATCH, PATCH * 3, 1), 1 / (PATCH * PATCH * 3), np.float32)
+    stream = io.BytesIO()
+    np.savez(
+        stream, kernel=kernel, bias=np.zeros(1, np.float32),
+        centres=np.array([32, 96, 160, 224], np.float32), lengths=np.full((1, 16), 4, np.uint8),
+    )  # fmt: skip
+    return stream.getvalue()
+
+
 def _graph(nodes: list[Any], source: Any, target: Any, **constants: Any) -> bytes:
     """An ONNX model of `nodes`; `source` and `target` are (name, element type, shape)."""
     from onnx import helper, numpy_helper
@@ -142,6 +154,8 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
         offered["po"] = {"embed": "device/embed.onnx", "block": "device/po.onnx"}
         offered["mbc"] = {"embed": "device/embed.onnx", "squeeze": "device/mbc.onnx"}
         offered["df"] = {"filter": "device/df.onnx", "r": 0.25}
+    if "device/deepcod-1.npz" in files:
+        offered["deepcod"] = {"rate": 1, "npz-1": "device/deepcod-1.npz"}
     return Manifest(
         name=name,
         task="image-classification",

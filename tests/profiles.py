@@ -32,6 +32,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "df": {"filter": "device/df.onnx", "r": 0.25, "recovery": "mae"},
     "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 1.0},
     "isr": {"scale": 0.5, "quality": 75},
+    "deepcod": {"rate": 1, "backbone": "vit", "npz-1": "device/deepcod-1.npz"},
 }
 
 
@@ -46,6 +47,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
+    files.append("device/deepcod-1.npz")
     document = {
         "format": FORMAT,
         "name": "tiny",
@@ -83,11 +85,14 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     import torch
     from safetensors.torch import save_file
 
+    from common import huffman
     from profiles.export import filter_onnx
+    from profiles.export_deepcod import numpy_file
     from profiles.export_split import embed_onnx, mbc_onnx, po_onnx
     from profiles.train.bottleneck import start
     from profiles.train.filter import Filter
     from server.models.bottleneck import BottleneckConfig
+    from server.models.deepcod import Rates, RatesConfig
     from server.models.mae import MAEConfig, MaskedAutoencoder
     from server.models.superres import SuperResConfig, SuperResolution
     from server.models.vit import VisionTransformer, ViTConfig
@@ -105,8 +110,10 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     )
     superres = SuperResConfig(width=4, blocks=1)
     bottleneck = BottleneckConfig(dim=16, channels=4, levels=16, mixers=1, grid=SIDE // PATCH)
+    codec = {"size": [SIDE, SIDE], "channels": 3, "levels": 4, "widths": [8, 4, 4]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        codecs = Rates(RatesConfig((codec,)))
         classifier, recovery = VisionTransformer(vit), MaskedAutoencoder(mae)
         sharper = SuperResolution(superres)
         torch.nn.init.normal_(sharper.tail.weight, std=0.1)  # so that it is not bicubic
@@ -118,6 +125,12 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     po_onnx(classifier, device / "po.onnx")
     mbc_onnx(squeezed, device / "mbc.onnx")
     filter_onnx(filter, device / "df.onnx", SIDE)
+    numpy_file(
+        codecs.codec(1),
+        np.stack([huffman.lengths(np.ones(16))] * 3),
+        device / "deepcod-1.npz",
+    )
+    save_file(codecs.state_dict(), root / "weights" / "deepcod.safetensors")
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
     save_file(sharper.state_dict(), root / "weights" / "superres.safetensors")
@@ -134,6 +147,11 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
             "kind": "bottleneck",
             "file": "weights/bottleneck.safetensors",
             "config": asdict(bottleneck),
+        },
+        "deepcod": {
+            "kind": "deepcod",
+            "file": "weights/deepcod.safetensors",
+            "config": {"rates": [codec]},
         },
     }
 

@@ -24,6 +24,7 @@ from tests.device_stub import (
     SIDE,
     classify,
     computing_models,
+    encoder_file,
     local_model,
     manifest,
     result,
@@ -32,7 +33,11 @@ from tests.device_stub import (
 
 PACKAGE = "device.strategies"
 NAMES = registry.names(PACKAGE)
-FILES = {"device/local.onnx": local_model(), **computing_models()}
+FILES = {
+    "device/local.onnx": local_model(),
+    "device/deepcod-1.npz": encoder_file(),
+    **computing_models(),
+}
 TOTAL = (SIDE // PATCH) ** 2
 FIRST = ("sample", "low")
 """The first steps of strategies of two rounds."""

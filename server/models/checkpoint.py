@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 from server.models.bottleneck import Bottleneck, BottleneckConfig
+from server.models.cnn import Cnn, CnnConfig
+from server.models.deepcod import Rates, RatesConfig
 from server.models.light import LightConfig, LightInference
 from server.models.mae import MAEConfig, MaskedAutoencoder
 from server.models.superres import SuperResConfig, SuperResolution
@@ -35,6 +37,8 @@ KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "mae": (MAEConfig, MaskedAutoencoder),
     "superres": (SuperResConfig, SuperResolution),
     "light": (LightConfig, LightInference),
+    "cnn": (CnnConfig, Cnn),
+    "deepcod": (RatesConfig, Rates),
     "bottleneck": (BottleneckConfig, Bottleneck),
 }
 """Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""
