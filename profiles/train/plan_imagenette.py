@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from profiles import amend
 from profiles.export import local_onnx
 from profiles.train import (
     augment,
     computing,
+    deepcod,
     evaluate,
     filter,
     light,
@@ -31,6 +33,7 @@ from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from profiles.train.photos import IMAGENETTE, Photos, load, split_off
 from server.models.checkpoint import save_weights
+from server.models.deepcod import DeepCODConfig
 from server.models.mae import MAEConfig
 from server.models.vit import ViTConfig
 
@@ -49,6 +52,11 @@ DF = {"r": 0.3, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 
 """DF's settings, chosen on photographs held out."""
 STORED = 4_800
 """Photographs whose first rounds the light inference learns from."""
+
+DEEPCOD = deepcod.Plan(
+    (DeepCODConfig((224, 224), channels=16, kernel=8, levels=19, widths=(48, 32, 16)),),
+    backbone="cnn", flip=True, minutes=45,
+)  # fmt: skip
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
@@ -158,6 +166,16 @@ def train_light(job: Job) -> None:
     light.stage(job, "imagenette", frames, photos.labels, min(STORED, len(photos)), held)
 
 
+def train_deepcod(job: Job) -> None:
+    """DeepCOD's codec before the teacher, which the profile gets as its backbone."""
+    photos, held = _split(job)
+    backbone = _teacher(job)
+    save_weights(backbone, job.weights("cnn"))
+    models = {"cnn": (job.weights("cnn"), asdict(backbone.config))}
+    amend.amend(publish.PROFILES / "imagenette", models=models)
+    deepcod.stage(job, "imagenette", DEEPCOD, photos.frames, held)
+
+
 def add_po(job: Job) -> None:
     """PO: the first layers of the published classifier, for the device."""
     computing.po(job, "imagenette")
@@ -244,4 +262,5 @@ STAGES: dict[str, Stage] = {
     "po": add_po,
     "df": train_df,
     "mbc": train_mbc,
+    "deepcod": train_deepcod,
 }

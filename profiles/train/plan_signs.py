@@ -11,6 +11,7 @@ import torch
 from profiles.export import local_onnx
 from profiles.train import (
     computing,
+    deepcod,
     evaluate,
     filter,
     light,
@@ -25,6 +26,7 @@ from profiles.train import (
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from server.models.checkpoint import save_weights
+from server.models.deepcod import DeepCODConfig
 from server.models.mae import MAEConfig
 from server.models.vit import ViTConfig
 
@@ -52,6 +54,11 @@ SHARE = 0.30
 """Mean share of the patches that A-MOT's defaults may send."""
 DF = {"r": 0.2, "floor": 0.1, "recovery": "none", "codec": "mosaic", "quality": QUALITY}
 """DF's settings, chosen on calibration scenes."""
+
+DEEPCOD = deepcod.Plan(
+    (DeepCODConfig((224, 224), channels=12, kernel=8, levels=19, widths=(48, 32, 16, 12)),),
+    backbone="vit", minutes=20,
+)  # fmt: skip
 
 
 def train_mae(job: Job) -> None:
@@ -138,6 +145,12 @@ def train_mbc(job: Job) -> None:
     computing.mbc(job, "signs", 12, 8, frames, data.frames[:200], len(data), held)
 
 
+def train_deepcod(job: Job) -> None:
+    """DeepCOD's codec before the published classifier."""
+    held = scenes.load(CHOOSING).take(np.arange(min(TRIED, len(CHOOSING))))
+    deepcod.stage(job, "signs", DEEPCOD, scenes.load(SEEDS).frames, held)
+
+
 def make_profile(job: Job) -> None:
     """Choose A-MOT's settings on calibration scenes, measure on evaluation scenes, publish."""
     vit, model = (
@@ -177,4 +190,5 @@ STAGES: dict[str, Stage] = {
     "po": add_po,
     "df": train_df,
     "mbc": train_mbc,
+    "deepcod": train_deepcod,
 }
