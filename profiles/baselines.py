@@ -169,16 +169,19 @@ def answer(server: Strategy, talks: Sequence[Talk]) -> None:
 
 
 def ladder(found: Sequence[Params], limits: Sequence[float], unit: float) -> list[Params]:
-    """The most accurate setting within each of `limits` times `unit` bytes, of equals the cheapest.
+    """The most accurate setting within each of `limits` times `unit` bytes, of equals the dearest.
 
-    A limit that nothing better fits into than into the one before is left out.
+    On few frames many are equal, and what sends more is the safer choice. A limit that nothing
+    else fits into than into the one before is left out.
     """
     rows: list[Params] = []
+    last: Params | None = None
     for limit in limits:
         within = [choice for choice in found if choice["cost"] <= limit * unit + 1e-6]
-        best = max(within, key=lambda c: (c["accuracy"], -c["cost"]), default=None)
-        if best is None or (rows and best["accuracy"] <= rows[-1]["accuracy"]):
+        best = max(within, key=lambda c: (c["accuracy"], c["cost"]), default=None)
+        if best is None or best is last:
             continue
+        last = best
         row = {key: value for key, value in best.items() if key not in ("cost", "codec")}
         name = "budget" if unit > 1 else "bytes"
         rows.append({name: limit, **row, "cost": round(best["cost"] / unit, 4)})

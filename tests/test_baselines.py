@@ -48,15 +48,17 @@ def test_one_round_has_no_threshold() -> None:
     assert list(trial.choices()) == [{"cost": 8.0, "accuracy": 1.0}]
 
 
-def test_a_ladder_has_the_best_within_each_limit_and_only_steps_up() -> None:
+def test_a_ladder_has_the_best_within_each_limit_once() -> None:
     found = [
         {"quality": 10, "cost": 900.0, "accuracy": 0.5},
         {"quality": 20, "cost": 1500.0, "accuracy": 0.4},
         {"quality": 30, "cost": 1900.0, "accuracy": 0.8},
         {"quality": 40, "cost": 1950.0, "accuracy": 0.8},
     ]
-    rows = baselines.ladder(found, (500, 1000, 1600, 2000), 1)
-    assert [(row["bytes"], row["quality"]) for row in rows] == [(1000, 10), (2000, 30)]
+    rows = baselines.ladder(found, (500, 1000, 1600, 1920, 2000, 3000), 1)
+    # Of two equals the dearer one, where there is room for it.
+    steps = [(row["bytes"], row["quality"]) for row in rows]
+    assert steps == [(1000, 10), (1920, 30), (2000, 40)]
     (row,) = baselines.ladder([{"codec": "raw", "scale": 0.5, "cost": 50.0, "accuracy": 0.9}],
                               (0.2, 0.6), 100)  # fmt: skip
     assert row == {"budget": 0.6, "scale": 0.5, "accuracy": 0.9, "cost": 0.5}
