@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +51,18 @@ def amend(
     profile["device"]["files"] = [handed[place] for place in sorted(handed)]
     profile["made"].update(made or {})
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(profile, indent=2) + "\n")
+    part.write_text(_readable(profile) + "\n")
     part.replace(path)
+
+
+def _readable(profile: Any) -> str:
+    """Indented JSON, a list of numbers on one line."""
+    text = json.dumps(profile, indent=2)
+    return re.sub(r"\[\s+([-\d.,e\s]+?)\s+\]", _on_one_line, text)
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]"
 
 
 def _copy(source: Path, target: Path) -> str:
