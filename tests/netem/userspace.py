@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.link import HEADERS, SEGMENT
 from bench.traces import load
 from tests.netem.cases import STEADY
 from tests.netem.conftest import HEADS, TABLES
@@ -93,17 +94,8 @@ def test_the_same_trace(here: World, peer: None, tmp_path: Path) -> None:
     """An outage of a second and four steps: both need as long as the trace says."""
     path = tmp_path / "trace.csv"
     path.write_text(TRACE)
-    trace = load(path)
-    packets = math.ceil(BYTES / 1448)
-    due = trace.finish(0.0, (BYTES + packets * 66) * 8.0)
-    command = [sys.executable, "-m", "tests.netem.follow", str(path), "8"]
     for attempt in range(TRIES):
-        here.net.queue(20.0, 1.0, ("device",))
-        following = spawned(here.net.command("device", command), here.log, "following")
-        with sender(here, PROBE) as send, following:
-            netem = send()
-        with sender(here, LINK) as send, link(here, "--rtt", "20", "--trace", str(path)):
-            ours = send()
+        due, netem, ours = replayed(here, path, BYTES, 8.0)
         TABLES[TITLE].append(
             f"a trace with an outage, {BYTES} bytes: {due:.2f} s by the trace, "
             f"{netem:.2f} s by tc, {ours:.2f} s by bench.link (try {attempt + 1})"
@@ -114,10 +106,27 @@ def test_the_same_trace(here: World, peer: None, tmp_path: Path) -> None:
     assert near, TABLES[TITLE][-TRIES:]
 
 
+def replayed(here: World, path: Path, size: int, seconds: float) -> tuple[float, float, float]:
+    """Seconds that `size` bytes take: by the trace, over tc, over bench.link."""
+    packets = math.ceil(size / SEGMENT)
+    due = load(path).finish(0.0, (size + packets * HEADERS) * 8.0)
+    here.net.queue(20.0, 1.0, ("device",))
+    command = [sys.executable, "-m", "tests.netem.follow", str(path), str(seconds)]
+    following = spawned(here.net.command("device", command), here.log, "following")
+    with sender(here, PROBE, size) as send, following:
+        netem = send()
+    with (
+        sender(here, LINK, size) as send,
+        link(here, "--rtt", "20", "--trace", str(path)),
+    ):
+        ours = send()
+    return due, netem, ours
+
+
 @contextlib.contextmanager
-def sender(here: World, at: str) -> Iterator[Callable[[], float]]:
-    """A process ready to send BYTES; call it for the seconds it takes until they are there."""
-    command = [sys.executable, "-m", "tests.netem.probe", "send", at, str(BYTES)]
+def sender(here: World, at: str, size: int) -> Iterator[Callable[[], float]]:
+    """A process ready to send `size` bytes; call it for the seconds until they are there."""
+    command = [sys.executable, "-m", "tests.netem.probe", "send", at, str(size)]
     process = subprocess.Popen(
         here.net.command("device", command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
