@@ -20,7 +20,7 @@ from profiles import graph
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Shares of the raw frame's bytes (the paper's Fig. 11)."""
 METHODS = (
-    *("A-MOT", "MOT", "A-MOT-O", "Non-R", "SDT", "ISR", "PO", "DF", "MBC"),
+    *("A-MOT direct", "A-MOT", "MOT", "A-MOT-O", "Non-R", "SDT", "ISR", "PO", "DF", "MBC"),
     *("JPEG", "WebP", "full frame", "local"),
 )
 """In the order of tables and legends."""
@@ -80,22 +80,28 @@ def configurations(manifest: Manifest, quick: bool = False) -> list[Config]:
 
 
 def _amot(manifest: Manifest, budgets: Sequence[float], quick: bool) -> Iterator[Config]:
-    """A-MOT, with and without its parts, at raw budgets and then coded."""
+    """A-MOT, with and without its parts, at raw budgets and then coded.
+
+    "direct" is A-MOT that recovers nothing: both rounds classify the patches that were sent, as
+    Non-R does. The others are the paper's, and recover.
+    """
     tables = table(manifest, "amot", "budgets")
     for budget in budgets:
         row = within(tables, budget)
         if row is None:
             continue
         fixed = {"r1": row["r1"], "r2": row["r2"], "threshold": row["threshold"]}
+        adaptive = {"r1": row["r1"], "threshold": row["threshold"], "budget": budget}
         one = {"r1": budget, "threshold": 0.0}
         runs = {
-            "A-MOT": {"r1": row["r1"], "threshold": row["threshold"], "budget": budget},
-            "MOT": {**fixed, "slo_objective": "fixed"},
-            "A-MOT-O": one,
+            "A-MOT direct": {**adaptive, "recovery": "none"},
+            "A-MOT": {**adaptive, "recovery": "mae"},
+            "MOT": {**fixed, "slo_objective": "fixed", "recovery": "mae"},
+            "A-MOT-O": {**one, "recovery": "mae"},
             "Non-R": {**one, "recovery": "none"},
         }
         for method, settings in runs.items():
-            if method == "A-MOT" and "slo" not in manifest.params("amot"):
+            if "budget" in settings and "slo" not in manifest.params("amot"):
                 continue
             yield Config(method, "amot", {**settings, "codec": "raw"}, RAW, budget)
             yield Config(method, "amot", settings, CODED, budget)

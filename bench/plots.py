@@ -14,9 +14,9 @@ from bench.frontier import BUDGETS, CODED, METHODS, RAW
 from bench.pair import Row
 from common.errors import OffboardError
 
-LEVELS = (1500, 2000, 3000, 4000, 6000, 8000, 12_000)
+LEVELS = (1000, 1500, 2000, 3000, 4000, 6000, 8000, 12_000)
 """Coded bytes per frame at which methods are compared."""
-MARKS = dict(zip(METHODS, "o^vxsDP*X<>hd", strict=True))
+MARKS = dict(zip(METHODS, "po^vxsDP*X<>hd", strict=True))
 ACROSS = 0.4
 """The budget at which methods with one setting each stand beside the others (Fig. 12)."""
 

@@ -60,11 +60,12 @@ def test_each_method_has_its_own_settings_at_a_budget(manifest: Manifest) -> Non
     made = frontier.configurations(manifest)
     at = {c.method: c.settings for c in made if (c.budget, c.coding) == (0.3, "raw")}
     assert at["Non-R"] == {"r1": 0.3, "threshold": 0.0, "recovery": "none", "codec": "raw"}
-    assert at["A-MOT-O"] == {"r1": 0.3, "threshold": 0.0, "codec": "raw"}
+    assert at["A-MOT-O"] == {"r1": 0.3, "threshold": 0.0, "recovery": "mae", "codec": "raw"}
     # Nothing was chosen for 30 %: the setting for the largest budget below.
     assert at["MOT"]["r1"] == at["A-MOT"]["r1"] == 0.1
     assert at["MOT"]["slo_objective"] == "fixed"
     assert at["A-MOT"]["budget"] == 0.3
+    assert at["A-MOT direct"] == {**at["A-MOT"], "recovery": "none"}
     assert at["SDT"] == {"scale": 0.5, "r2": 0.1, "threshold": 0.8, "codec": "raw"}
     assert made[0].strategy == "raw"
     assert not [c for c in made if c.method == "SDT" and c.budget == 0.2]
@@ -166,8 +167,8 @@ def test_budgets_stand_in_columns() -> None:
 def test_at_equal_bytes_the_dearest_setting_stands_not_the_best_measured() -> None:
     lines = {line.split(" | ")[0]: line.split(" | ")[1:] for line in
              plots.equal_bytes(ROWS).splitlines()[2:]}  # fmt: skip
-    assert lines["| JPEG"][:4] == ["81.0%", "81.0%", "81.0%", "79.0%"]
-    assert lines["| A-MOT"][:3] == ["-", "-", "71.0%"]
+    assert lines["| JPEG"][:5] == ["-", "81.0%", "81.0%", "81.0%", "79.0%"]
+    assert lines["| A-MOT"][:4] == ["-", "-", "-", "71.0%"]
 
 
 def test_the_page_gets_tables_between_its_marks_and_plots(tmp_path: Path) -> None:
