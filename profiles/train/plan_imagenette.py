@@ -48,9 +48,9 @@ SHARE = 0.35
 """Mean share of the patches that A-MOT's defaults may send."""
 AREA = 0.25
 """Share of the patches that DF's filter learns to call crucial."""
-DF = {"r": 0.3, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": QUALITY}
+DF = {"r": 0.4, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 15}
 """DF's settings, chosen on photographs held out."""
-STORED = 4_800
+STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
 DEEPCOD = deepcod.Plan(
