@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,6 +21,7 @@ from device.bundle import Bundle
 from device.strategies import po as device_po
 from device.strategy import Frame, Plan
 from profiles.export_split import EMBEDDING, FRAME, TOKENS, embed_onnx, po_onnx
+from profiles.graph import macs
 from profiles.train.patchwork import to_patches
 from server.memory import NOTHING
 from server.models.vit import VisionTransformer, ViTConfig
@@ -112,3 +114,21 @@ def test_tokens_that_are_no_numbers_are_refused(pair: tuple[Serving, device_po.P
     spoiled = {**query.tensors, "scales": encode(scales)}
     with pytest.raises(Refused, match="finite"):
         served.prepare(replace(query, tensors=spoiled), NOTHING)
+
+
+@pytest.mark.parametrize("name", ["signs", "imagenette"])
+def test_the_published_files_belong_to_the_published_classifier(name: str) -> None:
+    """What was exported from an earlier classifier would answer wrongly, and say nothing."""
+    profile = profiles_of.load(name)
+    params = profile.manifest.params("po")
+    embed = inference.load(profile.directory / params["embed"], FRAME, EMBEDDING)
+    block = inference.load(profile.directory / params["block"], EMBEDDING, TOKENS)
+    vit = Serving(profile).classifier
+    frame = picture(profile)
+    with torch.no_grad():
+        expected = vit.blocks[0](vit.embed(to_patches(frame[None])))[0].numpy()
+    np.testing.assert_allclose(block(embed(frame)), expected, atol=1e-3)
+    counted = sum(
+        macs(onnx.load(str(profile.directory / params[key]))) for key in ("embed", "block")
+    )
+    assert params["device_macs"] == counted
