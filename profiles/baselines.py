@@ -265,9 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = {
             name: {} if name == "jpeg" else middle(tables["coded"]) for name, tables in made.items()
         }
-        command = " ".join(
-            ["python -m profiles.baselines", *(sys.argv[1:] if argv is None else argv)]
-        )
+        given = sys.argv[1:] if argv is None else argv
+        # A record says what was run, not where this machine keeps its files.
+        command = " ".join(["python -m profiles.baselines", *(Path(word).name for word in given)])
         amend(
             profile.directory,
             strategies={name: {**own[name], **tables} for name, tables in made.items()},

@@ -100,7 +100,8 @@ class Feed:
 async def device(port: int, pictures: list[bytes]) -> AsyncIterator[Feed]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "device", "--server", f"127.0.0.1:{port}", "--source", "-"),
-        *("--strategy", "amot", "--set", "threshold=1.0", "--json", "--in-flight", "3"),
+        *("--strategy", "amot", "--json", "--in-flight", "3"),
+        *("--set", "threshold=1.0,slo_objective=fixed"),  # a frame's answer is its own
         *("--deadline", str(DEADLINE_MS)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
