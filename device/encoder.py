@@ -1,7 +1,7 @@
 """DeepCOD's encoder on the device: one convolution, a quantiser, an entropy code.
 
 Yao et al., "Deep Compressive Offloading", SenSys 2020, figure 3. The convolution has its kernel as
-its stride, so it is a matrix product for every row of pixels within a place: numpy does that as
+its stride, so it is one matrix product of the kernel and every place's pixels: numpy does that as
 fast as the runtimes do, which are there for devices that have an accelerator behind one.
 
 The encoder's file, NAME.npz, holds "kernel" float32 [k, k * channels, C] for pixels 0-255, "bias"
@@ -95,15 +95,15 @@ def load(weights: Path, model: Path | None = None) -> Encoder:
 
 def _convolution(kernel: F32, bias: F32, model: Path | None) -> Convolution:
     if model is None:
-        return by_rows(kernel, bias)
+        return by_matrix(kernel, bias)
     run = inference.load(model, target="signal")
     if model.suffix == ".onnx":
         return run
     return lambda pixels: run(pixels).transpose(2, 0, 1)
 
 
-def by_rows(kernel: F32, bias: F32) -> Convolution:
-    """The convolution by numpy: a place's pixels, row by row, times `kernel` [k, k * 3, C]."""
+def by_matrix(kernel: F32, bias: F32) -> Convolution:
+    """The convolution by numpy: every place's pixels times `kernel` [k, k * 3, C]."""
     side, width, channels = kernel.shape
     flat = np.ascontiguousarray(kernel.reshape(side * width, channels).T)
 
