@@ -78,7 +78,7 @@ def test_rough(link: str, strategy: str, here: World, open_link: Reference) -> N
 
 
 def wire(shape: Shape, row: dict[str, Any]) -> float:
-    """Milliseconds that one frame's packets take on the link, with their heads: netem counts them."""
+    """Milliseconds that a frame's packets take on the link, heads included: netem counts them."""
     sent = sum(
         count + HEAD * math.ceil(count / SEGMENT) for count in (row["bytes_up"], row["bytes_down"])
     )
