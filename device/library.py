@@ -185,10 +185,9 @@ class Offboard:
         if pipeline is None:
             error = f"unavailable: {self._keeper.trouble or 'no bundle from the server yet'}"
             return _failed(error, "none", shot, started), None
-        size = pipeline.bundle.manifest.input
         loop = asyncio.get_running_loop()
         try:
-            frame = await loop.run_in_executor(self._worker, shot.frame, size.height, size.width)
+            frame = await loop.run_in_executor(self._worker, shot.frame, pipeline.read)
         except Exception as problem:  # decoders raise all kinds of errors on broken files
             text = problem.strerror if isinstance(problem, OSError) else None
             error = f"unreadable: {text or problem}"

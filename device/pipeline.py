@@ -25,6 +25,7 @@ from common.client import Reply
 from common.errors import ConfigError, ProtocolError, Refused, Unavailable
 from common.messages import Query
 from device.bundle import Bundle
+from device.content import reader
 from device.cost import Cost, Timed
 from device.link import Link
 from device.planner import LOCAL, STRATEGIES, Planner
@@ -84,6 +85,7 @@ class Pipeline:
         self.bundle = bundle
         self.planner = planner
         self.link = link
+        self.read = reader(bundle.manifest)
         self.down_since: float | None = None
         self._client = client
         self._worker = worker

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import ConfigError
-from device import picture
+from device.content import Data, Reader
 from device.splitter import Splitter
-from device.strategy import Frame, Pixels
+from device.strategy import Frame
 
 PICTURES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -38,17 +38,14 @@ class Shot:
 
     index: int
     name: str
-    data: bytes | Path | Pixels
+    data: Data
     captured: float | None = None
 
-    def frame(self, height: int, width: int) -> Frame:
-        """Decode and fit to the size. Raises ValueError or OSError with a text for people."""
-        if isinstance(self.data, bytes | Path):
-            pixels = picture.load(self.data, height, width)
-        else:
-            pixels = picture.fit(self.data, height, width)
+    def frame(self, read: Reader) -> Frame:
+        """Decoded by `read`. Raises ValueError or OSError with a text for people."""
+        content = read(self.data)
         captured = time.monotonic() if self.captured is None else self.captured
-        return Frame(self.index, self.name, pixels, captured)
+        return Frame(self.index, self.name, content, captured)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +19,46 @@ from common.errors import ProtocolError
 from common.messages import Query, Result
 
 Pixels = npt.NDArray[np.uint8]
+"""uint8 [H, W, 3] RGB at the profile's input size."""
+Samples = npt.NDArray[np.float32]
+"""float32 [n], sound at the profile's rate, in [-1, 1]."""
+Content = Pixels | Samples | str
 LocalModel = Callable[[Pixels], npt.NDArray[np.float32]]
 """uint8 [H, W, 3] -> probabilities float32 [classes]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture. `pixels`: uint8 [H, W, 3] RGB at the profile's input size.
+    """One picture, one sound or one sentence: what the profile's task asks about.
 
     `captured`: seconds on `time.monotonic`, from which the deadline runs.
     """
 
     index: int
     name: str
-    pixels: Pixels
+    content: Content
     captured: float
+
+    @property
+    def pixels(self) -> Pixels:
+        """The picture, uint8 [H, W, 3]. Raises TypeError if this is none."""
+        if isinstance(self.content, str) or self.content.dtype != np.uint8:
+            raise TypeError(f"frame {self.name} is no picture")
+        return cast(Pixels, self.content)
+
+    @property
+    def samples(self) -> Samples:
+        """The sound, float32 [n]. Raises TypeError if this is none."""
+        if isinstance(self.content, str) or self.content.dtype != np.float32:
+            raise TypeError(f"frame {self.name} is no sound")
+        return cast(Samples, self.content)
+
+    @property
+    def text(self) -> str:
+        """The sentence. Raises TypeError if this is none."""
+        if not isinstance(self.content, str):
+            raise TypeError(f"frame {self.name} is no text")
+        return self.content
 
 
 @dataclass(frozen=True, slots=True)
