@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.profile import Manifest
+from common.profile import Input, Manifest
 from device import picture
 from device.strategy import Content, Pixels
 
@@ -18,17 +18,24 @@ Reader = Callable[[Data], Content]
 
 def reader(manifest: Manifest) -> Reader:
     """What decodes a source's data for this profile. Raises ConfigError: an unknown task."""
-    if manifest.task != "classify":
-        raise ConfigError(f"profile {manifest.name!r} is for the task {manifest.task!r}: update me")
-    return pictures(manifest.input.height, manifest.input.width)
+    if manifest.task not in READERS:
+        raise ConfigError(
+            f"profile {manifest.name!r} is for the task {manifest.task!r}, "
+            f"this device knows {', '.join(READERS)}: update it"
+        )
+    return READERS[manifest.task](manifest.input)
 
 
-def pictures(height: int, width: int) -> Reader:
+def pictures(size: Input) -> Reader:
     """Pictures, fitted to the size."""
 
     def read(data: Data) -> Pixels:
         if isinstance(data, bytes | Path):
-            return picture.load(data, height, width)
-        return picture.fit(data, height, width)
+            return picture.load(data, size.height, size.width)
+        return picture.fit(data, size.height, size.width)
 
     return read
+
+
+READERS: dict[str, Callable[[Input], Reader]] = {"classify": pictures}
+"""By the profile's task."""

@@ -158,7 +158,7 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
         offered["deepcod"] = {"rate": 1, "npz-1": "device/deepcod-1.npz"}
     return Manifest(
         name=name,
-        task="image-classification",
+        task="classify",
         classes=CLASSES,
         input=Input(SIDE, SIDE, 3, PATCH),
         strategies={**offered, **strategies},

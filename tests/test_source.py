@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from common.errors import ConfigError
+from common.profile import Input
 from device import picture
 from device import source as sources
 from device.content import pictures
@@ -218,9 +219,9 @@ def test_an_endless_picture_is_thrown_away() -> None:
 def test_a_stream_cut_short_ends_in_an_unreadable_shot() -> None:
     shots = list(split_stream(io.BytesIO(STREAM[0] + STREAM[1][:-200])))
     assert [shot.name for shot in shots] == ["0", "1"]
-    assert shots[0].frame(pictures(64, 64)).pixels.shape == (64, 64, 3)
+    assert shots[0].frame(pictures(Input(64, 64, 3, 8))).pixels.shape == (64, 64, 3)
     with pytest.raises(ValueError, match="no picture"):
-        shots[1].frame(pictures(64, 64))
+        shots[1].frame(pictures(Input(64, 64, 3, 8)))
 
 
 def test_standard_input_is_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +254,7 @@ def test_a_folder_is_read_recursively_in_order(tmp_path: Path) -> None:
     assert [shot.index for shot in shots] == [0, 1, 2, 3]
     assert (source.length, source.live) == (4, False)
     before = time.monotonic()
-    assert shots[0].frame(pictures(8, 8)).captured >= before
+    assert shots[0].frame(pictures(Input(8, 8, 3, 8))).captured >= before
 
 
 def test_a_file_and_a_pattern(tmp_path: Path) -> None:
@@ -318,7 +319,11 @@ def test_cameras_are_live_and_videos_are_not(
             next(stream)
         assert source.live is live
         assert [shot.captured is not None for shot in shots] == [live] * 3
-        assert shots[0].frame(pictures(8, 8)).pixels[0, 0].tolist() == [0, 0, 255]  # from BGR
+        assert shots[0].frame(pictures(Input(8, 8, 3, 8))).pixels[0, 0].tolist() == [
+            0,
+            0,
+            255,
+        ]
     assert Capture.released == 2
     with pytest.raises(ConfigError, match=r"camera 9 .* cannot be opened"):
         open_source("camera:9")
