@@ -1,0 +1,120 @@
+"""`./run measure`: that it finds what can be measured, and writes it where strategies read it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from common import profile as profiles
+from common import registry
+from common.errors import ConfigError
+from common.profile import Profile
+from profiles import measure, measuring
+from tests.profiles import tiny
+
+
+@pytest.fixture
+def measurers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Strategies "raw" and "absent" can be measured; "raw" gives what is in the dict returned."""
+    gives: dict[str, Any] = {"ms": [1.5, 2.5]}
+    for name in ("raw", "absent"):
+        module = ModuleType(f"{measure.MEASURING}.{name}")
+
+        def made(profile: Profile) -> dict[str, Any]:
+            if isinstance(gives.get("ms"), Exception):
+                raise gives["ms"]
+            return gives
+
+        def shown(measured: Mapping[str, Any]) -> str:
+            return f"| ms | {measured['ms']} |"
+
+        module.measure, module.tables = made, shown  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "names", lambda package: ("absent", "raw"))
+    return gives
+
+
+def test_what_the_profile_offers_is_measured_printed_and_kept(
+    tmp_path: Path, measurers: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tiny(tmp_path)
+    before = profiles.load(root).manifest
+    assert measure.main([str(root)]) == 0
+    after = profiles.load(root).manifest
+    assert after.params("raw") == {**before.params("raw"), "ms": [1.5, 2.5]}
+    assert "absent" not in after.strategies
+    assert "| ms | [1.5, 2.5] |" in capsys.readouterr().out
+
+
+def test_dry_leaves_the_profile_alone(tmp_path: Path, measurers: dict[str, Any]) -> None:
+    root = tiny(tmp_path)
+    before = (root / "profile.json").read_bytes()
+    assert measure.main([str(root), "--dry"]) == 0
+    assert (root / "profile.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [(["absent"], "does not offer 'absent'"), (["jpeg"], "nothing of 'jpeg' is measured")],
+)
+def test_what_cannot_be_measured_is_said(
+    tmp_path: Path,
+    measurers: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    only: list[str],
+    says: str,
+) -> None:
+    assert measure.main([str(tiny(tmp_path)), "--only", *only]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_profile_without_anything_to_measure_is_an_error(
+    tmp_path: Path, measurers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "names", lambda package: ("absent",))
+    with pytest.raises(ConfigError, match="none of what is measured: absent"):
+        measure.measurable(profiles.load(tiny(tmp_path)).manifest)
+
+
+def test_an_error_of_a_measurement_changes_nothing(
+    tmp_path: Path, measurers: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tiny(tmp_path)
+    measurers["ms"] = ConfigError("no encoder to measure")
+    before = json.loads((root / "profile.json").read_text())
+    assert measure.main([str(root)]) == 2
+    assert "no encoder to measure" in capsys.readouterr().err
+    assert json.loads((root / "profile.json").read_text()) == before
+
+
+def test_the_median_leaves_the_first_call_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The clock stands but in the calls: 9 s the first, then 1, 2, 3, 4, 5 s.
+    clock = [0.0]
+    spent = itertools.chain([9.0, 1.0, 2.0, 3.0, 4.0, 5.0], itertools.repeat(99.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        clock[0] += next(spent)
+
+    assert measuring.milliseconds(call, runs=5, seconds=100.0) == 3000.0
+
+
+def test_a_slow_call_is_run_three_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    calls: list[int] = []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        calls.append(1)
+        clock[0] += 10.0
+
+    assert measuring.milliseconds(call, seconds=0.5) == 10_000.0
+    assert len(calls) == 1 + 3
