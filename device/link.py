@@ -8,6 +8,7 @@ Nor must the two programs' own time: next to it a short transfer tells nothing, 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -19,8 +20,28 @@ TELLING = 0.025
 and kernels at both ends take up to some 3 ms of an exchange, an eighth of this."""
 MEMORY = 60.0
 """Seconds after which a round trip is forgotten: a device moves."""
+OWN = 0.003
+"""Seconds that processes and kernels at both ends take of an exchange."""
 FASTEST = 1.25e9
 """Bytes per second beyond which no claim is made: the clock decides there, not the link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known of a link; None: nothing yet.
+
+    `throughput`: bytes per second. `rtt`: seconds of an empty round trip. Where exchanges are too
+    short to tell the throughput, the fastest of them still bounds it: it moves `least` bytes per
+    second or more, and `most` or less.
+    """
+
+    throughput: float | None = None
+    rtt: float | None = None
+    least: float = 0.0
+    most: float = math.inf
+
+
+UNKNOWN = Estimate()
 
 
 @dataclass(slots=True)
@@ -29,6 +50,7 @@ class Link:
 
     _transfers: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=TRANSFERS))
     _trips: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=256))
+    _exchanges: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=TRANSFERS))
     _kernel: tuple[float, float] | None = None
 
     def record(
@@ -46,6 +68,7 @@ class Link:
         if rtt is not None:
             self._kernel = (now, rtt)
         net = max(seconds - server_seconds, 1e-6)
+        self._exchanges.append((size, net))
         if size <= SMALL:
             self._trips.append((now, net))
         else:
@@ -74,3 +97,13 @@ class Link:
         fastest = max((size / seconds for size, seconds in spent), default=0.0)
         telling = [seconds / size for size, seconds in spent if size >= TELLING * fastest]
         return len(telling) / sum(telling) if telling else None
+
+    def estimate(self, now: float) -> Estimate:
+        """All of it; no `most` while the round trip is unknown, and so part of every exchange."""
+        throughput, rtt = self.throughput(now), self.rtt(now)
+        spent = [(size, net - (rtt or 0.0)) for size, net in self._exchanges]
+        least = max((size / max(net, size / FASTEST) for size, net in spent), default=0.0)
+        most = max(
+            (size / (net - OWN) if net > OWN else math.inf for size, net in spent), default=0.0
+        )
+        return Estimate(throughput, rtt, least, most if rtt is not None and spent else math.inf)

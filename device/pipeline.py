@@ -232,7 +232,8 @@ class Pipeline:
     ) -> Answer:
         """Drive one conversation. Round one must be back at `until`, the others at `limit`."""
         strategy = await self._strategy(plan.strategy)
-        steps = strategy.infer(frame, replace(plan, carry=self._carry(limit)))
+        known = self.link.estimate(time.monotonic())
+        steps = strategy.infer(frame, replace(plan, carry=self._carry(limit), link=known))
         move: Callable[[], Query] = partial(next, steps)
         try:
             while True:

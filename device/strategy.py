@@ -17,6 +17,7 @@ import numpy.typing as npt
 from common.codec import decode
 from common.errors import ProtocolError
 from common.messages import Query, Result
+from device.link import UNKNOWN, Estimate
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 [H, W, 3] RGB at the profile's input size."""
@@ -67,13 +68,14 @@ class Plan:
 
     `params` override the profile's for this strategy. `deadline_ms` runs from `captured`;
     None: for ever. `carry`: bytes that two exchanges can move before the deadline, as far as the
-    link is known; None: no deadline, or nothing known.
+    link is known; None: no deadline, or nothing known. `link`: what the last exchanges showed.
     """
 
     strategy: str
     params: Mapping[str, Any] = field(default_factory=dict)
     deadline_ms: float | None = None
     carry: float | None = None
+    link: Estimate = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
