@@ -37,6 +37,11 @@ def native() -> str | None:
     return f"this kernel has no netem ({said[0] if said else 'no reason given'})"
 
 
+def emulated() -> bool:
+    """Whether this is a guest of user-mode Linux, where switching between processes is slow."""
+    return "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+
+
 def user_mode() -> str | None:
     """None if user-mode Linux can be booted; otherwise why not."""
     if lacking := missing(*PACKAGES):
