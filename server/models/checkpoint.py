@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from server.models.autoencoder import AutoEncoder, AutoEncoderConfig
 from server.models.bottleneck import Bottleneck, BottleneckConfig
 from server.models.cnn import Cnn, CnnConfig
 from server.models.deepcod import Rates, RatesConfig
@@ -40,6 +41,7 @@ KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "cnn": (CnnConfig, Cnn),
     "deepcod": (RatesConfig, Rates),
     "bottleneck": (BottleneckConfig, Bottleneck),
+    "autoencoder": (AutoEncoderConfig, AutoEncoder),
 }
 """Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""
 
