@@ -22,7 +22,11 @@ PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What the models look at: frames of `height` x `width` x `channels`, `patch` pixels a side."""
+    """What the models look at: frames of `height` x `width` x `channels`, `patch` pixels a side.
+
+    For sounds (task "listen"), the features of `common.sound`: `height` mel bands, `width` frames
+    of 10 ms, one channel, patches of 1.
+    """
 
     height: int
     width: int

@@ -37,8 +37,8 @@ class Settings:
 
     server: str = setting("where the server listens", required=True, metavar="HOST:PORT")
     source: str = setting(
-        "pictures: a folder, a file, a quoted pattern, a video, camera:N, or - for JPEG or PNG "
-        "pictures one after another on standard input",
+        "pictures or wav sounds: a folder, a file, a quoted pattern; of pictures also a video, "
+        "camera:N, or - for JPEG or PNG pictures one after another on standard input",
         required=True,
         metavar="SOURCE",
     )
@@ -83,7 +83,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             _joined(sys.argv[1:] if argv is None else argv),
             prog=PROG,
             table="device",
-            description="Answer what is in each picture, with the help of an Offboard server.",
+            description="Answer what pictures or sounds hold, with the help of an Offboard server.",
         )
         journal.configure(settings.log, f"%(asctime)s {PROG} %(levelname)s %(message)s")
         offboard, source = _prepared(settings)
@@ -200,5 +200,5 @@ async def _stream(settings: Settings, offboard: Offboard, source: Source) -> int
     if signals and signals[0] == signal.SIGINT:
         return INTERRUPTED
     if not summary.frames and not signals:
-        raise ConfigError(f"--source {settings.source!r} gave no picture")
+        raise ConfigError(f"--source {settings.source!r} gave no picture and no sound")
     return 1 if summary.unanswered else 0

@@ -1,29 +1,53 @@
-"""From what a source yields to what a profile's task asks about."""
+"""From what a source yields to what a profile's task asks about, and to what its models look at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
 
 from common.errors import ConfigError
 from common.profile import Input, Manifest
-from device import picture
-from device.strategy import Content, Pixels
+from common.sound import LONGEST, features
+from device import picture, sound
+from device.strategy import Content, Frame, Pixels, Samples
 
-Data = bytes | Path | Pixels
+Data = bytes | Path | Pixels | Samples
 """Encoded, in a file, or decoded already."""
 Reader = Callable[[Data], Content]
 """Raises ValueError or OSError with a text for people."""
+View = Callable[[Frame], Pixels]
+"""What a profile's models look at, uint8 [height, width, channels] of its input."""
+T = TypeVar("T")
 
 
 def reader(manifest: Manifest) -> Reader:
     """What decodes a source's data for this profile. Raises ConfigError: an unknown task."""
-    if manifest.task not in READERS:
+    return _of(READERS, manifest)(manifest.input)
+
+
+def view(manifest: Manifest) -> View:
+    """What models look at of a frame: its pixels, or a sound's features.
+
+    Raises ConfigError: an unknown task, or one whose models look at no picture.
+    """
+    return _of(VIEWS, manifest)(manifest.input)
+
+
+def blank(manifest: Manifest) -> Content:
+    """Content that says nothing, to run a model on. Raises ConfigError: an unknown task."""
+    return _of(BLANKS, manifest)(manifest.input)
+
+
+def _of(table: Mapping[str, T], manifest: Manifest) -> T:
+    if manifest.task not in table:
         raise ConfigError(
             f"profile {manifest.name!r} is for the task {manifest.task!r}, "
-            f"this device knows {', '.join(READERS)}: update it"
+            f"this device knows {', '.join(table)}: update it"
         )
-    return READERS[manifest.task](manifest.input)
+    return table[manifest.task]
 
 
 def pictures(size: Input) -> Reader:
@@ -32,10 +56,36 @@ def pictures(size: Input) -> Reader:
     def read(data: Data) -> Pixels:
         if isinstance(data, bytes | Path):
             return picture.load(data, size.height, size.width)
-        return picture.fit(data, size.height, size.width)
+        return picture.fit(cast(Pixels, data), size.height, size.width)
 
     return read
 
 
-READERS: dict[str, Callable[[Input], Reader]] = {"classify": pictures}
+def sounds(size: Input) -> Reader:
+    """Sounds as they are; the strategies decide what of them is needed."""
+
+    def read(data: Data) -> Samples:
+        if isinstance(data, bytes | Path):
+            return sound.load(data)
+        if data.dtype != np.float32 or data.ndim != 1 or not 0 < len(data) <= LONGEST:
+            raise ValueError(f"a sound is float32 [n], n to {LONGEST}, not {data.dtype} "
+                             f"{list(data.shape)}")  # fmt: skip
+        return cast(Samples, data)
+
+    return read
+
+
+def _zeros(size: Input) -> Pixels:
+    return np.zeros((size.height, size.width, size.channels), np.uint8)
+
+
+READERS: dict[str, Callable[[Input], Reader]] = {"classify": pictures, "listen": sounds}
 """By the profile's task."""
+VIEWS: dict[str, Callable[[Input], View]] = {
+    "classify": lambda size: lambda frame: frame.pixels,
+    "listen": lambda size: lambda frame: features(frame.samples, size.height, size.width),
+}
+BLANKS: dict[str, Callable[[Input], Content]] = {
+    "classify": _zeros,
+    "listen": lambda size: np.zeros(1, np.float32),
+}

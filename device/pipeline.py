@@ -18,14 +18,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
-
 from common import registry
 from common.client import Reply
 from common.errors import ConfigError, ProtocolError, Refused, Unavailable
 from common.messages import Query
 from device.bundle import Bundle
-from device.content import reader
+from device.content import blank, reader
 from device.cost import Cost, Timed
 from device.link import Link
 from device.planner import LOCAL, STRATEGIES, Planner
@@ -114,11 +112,10 @@ class Pipeline:
         """
         if self.planner.deadline_ms is None or not self._has_local:
             return
-        size = self.bundle.manifest.input
-        blank = np.zeros((size.height, size.width, size.channels), dtype=np.uint8)
+        content = blank(self.bundle.manifest)
         try:
             for _ in range(REHEARSALS):
-                await self._local(Frame(0, "", blank, time.monotonic()), None, Cost())
+                await self._local(Frame(0, "", content, time.monotonic()), None, Cost())
         except Unavailable as error:
             log.debug("no rehearsal: %s", error)
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: folder, file, pattern, video, camera, standard input.
+"""Where pictures and sounds come from: folder, file, pattern, video, camera, standard input.
 
 A source yields `Shot`s: a name and bytes (or a path, or pixels) not decoded yet, so that a live
 source can drop a shot before anything was spent on it. Reading blocks: `feed` does it in a thread.
@@ -22,6 +22,7 @@ from device.strategy import Frame
 PICTURES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
+SOUNDS = frozenset((".wav",))
 STREAMS = frozenset((".mjpeg", ".mjpg"))
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"))
 STANDARD_INPUT = 0
@@ -30,7 +31,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One picture not decoded yet.
+    """One picture or sound not decoded yet.
 
     `captured`: seconds on `time.monotonic` when a camera took it; None for stored pictures,
     whose deadline runs from the moment they are in memory.
@@ -70,9 +71,11 @@ def open_source(text: str) -> Source:
         return camera.open_camera(text)
     path = Path(text)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
+        known = PICTURES | SOUNDS
+        found = [p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file()]
         if not found:
-            raise ConfigError(f"there is no picture under {text} ({_suffixes()})")
+            raise ConfigError(f"there is no picture under {text} ({_suffixes(PICTURES)}), and no "
+                              f"sound ({_suffixes(SOUNDS)})")  # fmt: skip
         return of_files(sorted(found), path)
     if path.is_file():
         suffix = path.suffix.lower()
@@ -94,7 +97,14 @@ def open_source(text: str) -> Source:
 
 
 def of_files(files: Sequence[Path], root: Path | None) -> Source:
-    """Stored pictures in the given order, named relative to `root` if there is one."""
+    """Stored pictures or sounds in the given order, named relative to `root` if there is one.
+
+    Raises ConfigError if there are both, since no profile answers both.
+    """
+    heard = next((path for path in files if path.suffix.lower() in SOUNDS), None)
+    seen = next((path for path in files if path.suffix.lower() in PICTURES), None)
+    if heard and seen:
+        raise ConfigError(f"{heard} is a sound and {seen} a picture: give only one kind at a time")
 
     def shots() -> Iterator[Shot]:
         for index, path in enumerate(files):
@@ -127,5 +137,5 @@ def _stored_stream(path: Path) -> Iterator[Shot]:
         yield from split_stream(stream)
 
 
-def _suffixes() -> str:
-    return " ".join(sorted(PICTURES))
+def _suffixes(of: frozenset[str]) -> str:
+    return " ".join(sorted(of))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from common.errors import ConfigError
 from device import inference
 from device.bundle import Bundle
+from device.content import View, view
 from device.params import Param
 from device.strategy import Answer, Conversation, Frame, LocalModel, Plan
 
@@ -19,13 +20,14 @@ class Local:
     """Answers by `model` alone."""
 
     classes: tuple[str, ...]
+    view: View
     model: LocalModel
     heavy: bool = True
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
         """No round at all."""
         yield from ()
-        probabilities = self.model(frame.pixels)
+        probabilities = self.model(self.view(frame))
         return Answer.of(probabilities, self.classes, strategy=NAME, source="device", rounds=0)
 
 
@@ -34,4 +36,5 @@ def create(bundle: Bundle) -> Local:
     needed = bundle.needed(NAME)
     if len(needed) != 1:
         raise ConfigError(f"profile {bundle.manifest.name!r} names no file for {NAME!r}")
-    return Local(bundle.manifest.classes, inference.load(bundle.path(needed[0].path)))
+    model = inference.load(bundle.path(needed[0].path))
+    return Local(bundle.manifest.classes, view(bundle.manifest), model)
