@@ -90,9 +90,10 @@ def _amot(manifest: Manifest, budgets: Sequence[float], quick: bool) -> Iterator
         row = within(tables, budget)
         if row is None:
             continue
-        fixed = {"r1": row["r1"], "r2": row["r2"], "threshold": row["threshold"]}
+        # The profile may have a budget of its own, which would cut the first round short.
+        fixed = {"r1": row["r1"], "r2": row["r2"], "threshold": row["threshold"], "budget": 0.0}
         adaptive = {"r1": row["r1"], "threshold": row["threshold"], "budget": budget}
-        one = {"r1": budget, "threshold": 0.0}
+        one = {"r1": budget, "threshold": 0.0, "budget": 0.0}
         runs = {
             "A-MOT direct": {**adaptive, "recovery": "none"},
             "A-MOT": {**adaptive, "recovery": "mae"},
@@ -101,7 +102,7 @@ def _amot(manifest: Manifest, budgets: Sequence[float], quick: bool) -> Iterator
             "Non-R": {**one, "recovery": "none"},
         }
         for method, settings in runs.items():
-            if "budget" in settings and "slo" not in manifest.params("amot"):
+            if settings["budget"] and "slo" not in manifest.params("amot"):
                 continue
             yield Config(method, "amot", {**settings, "codec": "raw"}, RAW, budget)
             yield Config(method, "amot", settings, CODED, budget)
