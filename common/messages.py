@@ -65,7 +65,10 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A device asks. Round two of a frame names round one's query in `memory` (its id)."""
+    """A device asks. Round two of a frame names round one's query in `memory` (its id).
+
+    `via`: the servers that have passed the query on, so its length counts the hops.
+    """
 
     KIND: ClassVar[int] = 3
     strategy: str
@@ -75,6 +78,7 @@ class Query:
     memory: int = 0
     id: int = 0
     ms_left: int = NO_DEADLINE
+    via: tuple[str, ...] = field(default=(), metadata={"optional": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The server declines one query; codes: expired, cancelled, busy, forgotten, unknown, bad,
-    failed, draining."""
+    failed, draining, away, loop."""
 
     KIND: ClassVar[int] = 5
     code: str

@@ -78,12 +78,13 @@ class Spec:
 
     head: a msgpack list of the plain fields in order, then the tensors' description; behind the
     list each float field as a msgpack float64. Floats are what changes from packet to packet, so
-    the list's bytes repeat and can be looked up. `id` and `ms_left` travel in the prefix.
+    the list's bytes repeat and can be looked up. `id` and `ms_left` travel in the prefix. The last
+    plain field may be declared optional: it is left out where it is empty.
     """
 
     __slots__ = (
-        "addressed", "build", "checks", "floats", "get", "get_floats", "kind", "name", "plain",
-        "tags", "tail", "tensors", "twin",
+        "addressed", "build", "checks", "floats", "get", "get_floats", "kind", "name", "optional",
+        "plain", "tags", "tail", "tensors", "twin",
     )  # fmt: skip
 
     def __init__(self, build: type[Any]) -> None:
@@ -97,6 +98,11 @@ class Spec:
         self.floats = tuple(n for n in every if hints[n] is float)
         prefixed = ("id", "ms_left") if self.addressed else ()
         self.plain = tuple(n for n in every if n not in ("tensors", *prefixed, *self.floats))
+        optional = [f.name for f in fields(build) if f.metadata.get("optional")]
+        self.optional = bool(optional)
+        """Whether the last plain field may be left out."""
+        if self.optional and optional != [*self.plain[-1:]]:
+            raise TypeError(f"of {self.name} only the last plain field can be optional")
         self.checks: tuple[Check, ...] = tuple(check_of(hints[n]) for n in self.plain)
         self.get = _getter(self.plain)
         self.get_floats = _getter(self.floats)
@@ -143,6 +149,8 @@ def encode(
     body = 0
     try:
         plain = spec.get(message)
+        if spec.optional and not plain[-1]:
+            plain = plain[:-1]
         if spec.tensors:
             described = {}
             for name, tensor in message.tensors.items():  # type: ignore[union-attr]
@@ -228,6 +236,9 @@ def decode_head(spec: Spec, head: bytes, limits: Limits) -> Head:
         reason = (str(error) or type(error).__name__)[:80]
         raise ProtocolError(f"head of {spec.name} is not msgpack: {reason}") from None
     wanted = len(spec.plain) + spec.tensors
+    if spec.optional and type(values) is tuple and len(values) == wanted - 1:
+        at = len(spec.plain) - 1
+        values = (*values[:at], (), *values[at:])
     if type(values) is not tuple or len(values) != wanted:
         raise ProtocolError(f"head of {spec.name} is not a list of {wanted} fields")
     plain = []

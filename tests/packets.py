@@ -41,6 +41,7 @@ EXAMPLES: dict[str, Message] = {
         ms_left=250,
     ),
     "query bare": Query("raw", "whole", id=1),
+    "query passed on": Query("raw", "whole", id=1, ms_left=90, via=("51c0ffee",)),
     "result": Result(
         "edge",
         {"probabilities": Tensor(b"\x00\x00\x00\x3f\x00\x00\x00\x3f", "float32", (2,))},

@@ -201,3 +201,14 @@ def test_encoding_is_derived_from_the_fields() -> None:
         names = {f.name for f in dataclasses.fields(spec.build)}
         travelling = {*spec.plain, *spec.floats} | ({"tensors"} if spec.tensors else set())
         assert names - travelling == ({"id", "ms_left"} if spec.addressed else set())
+
+
+def test_what_is_optional_is_left_out_where_it_is_empty() -> None:
+    bare, passed_on = packet(EXAMPLES["query bare"]), packet(EXAMPLES["query passed on"])
+    assert msgpack.unpackb(bare[20:]) == ["raw", "whole", {}, 0, {}]
+    assert msgpack.unpackb(passed_on[20:]) == ["raw", "whole", {}, 0, ["51c0ffee"], {}]
+    for head in (["raw", "whole", {}, {}], ["raw", "whole", {}, 0, [], 1, {}]):
+        with pytest.raises(ProtocolError, match="not a list of 6 fields"):
+            parse(forge(Query.KIND, head))
+    with pytest.raises(ProtocolError, match="Query.via: "):
+        parse(forge(Query.KIND, ["raw", "whole", {}, 0, [7], {}]))
