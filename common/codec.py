@@ -1,4 +1,4 @@
-"""Arrays to compact bytes and back: raw, lz4, zstd, jpeg, webp.
+"""Arrays to compact bytes and back: raw, lz4, zstd, lzw, jpeg, webp.
 
 Decoding checks the announced shape against what the bytes say before memory is taken, so a few
 bytes cannot ask for gigabytes. Each library is imported on first use.
@@ -72,6 +72,22 @@ def _zstd_decode(tensor: Tensor) -> Array:
     return _array(data, tensor)
 
 
+def _lzw_encode(array: Array) -> bytes:
+    from common import lzw
+
+    return lzw.compress(_raw_encode(array))
+
+
+def _lzw_decode(tensor: Tensor) -> Array:
+    from common import lzw
+
+    try:
+        data = lzw.expand(tensor.data, _size(tensor))
+    except ValueError as error:
+        raise ValueError(f"lzw: {error}") from None
+    return _array(data, tensor)
+
+
 def _jpeg_encode(array: Array, quality: int = 75) -> bytes:
     import simplejpeg
 
@@ -128,6 +144,7 @@ CODECS: dict[str, tuple[Callable[..., bytes | memoryview], Callable[[Tensor], Ar
     "raw": (_raw_encode, _raw_decode),
     "lz4": (_lz4_encode, _lz4_decode),
     "zstd": (_zstd_encode, _zstd_decode),
+    "lzw": (_lzw_encode, _lzw_decode),
     "jpeg": (_jpeg_encode, _jpeg_decode),
     "webp": (_webp_encode, _webp_decode),
 }
