@@ -289,7 +289,7 @@ def test_a_light_second_round_infers_from_the_new_patches_and_the_first_tokens(
     serving = Serving(light.profile)
     first, second = rounds(light)
     wanted = patches.unpack(first.outcome.wants or b"", 16)
-    assert second.work.key == ("amot", "supply", 4, "light")
+    assert second.work.key == ("amot", "supply", 4, "light", 17)
     np.testing.assert_array_equal(second.work.arrays["indices"], wanted)
     model = serving.model("light", LightInference)
     with torch.inference_mode():
@@ -333,15 +333,31 @@ def test_company_changes_no_light_answer(light: Pair) -> None:
         np.testing.assert_allclose(outcome.probabilities, talk[1].outcome.probabilities, atol=1e-5)
 
 
-def test_light_needs_recovery(light: Pair) -> None:
-    assert "needs recovery 'mae'" in refusal(
-        light, rounds(light)[0], second="light", recovery="none"
-    )
-    assert rounds(light, recovery="none")[1].work.key == ("amot", "supply", 8, "none")
+def test_a_light_second_round_without_recovery_has_the_tokens_of_what_was_sent(
+    light: Pair,
+) -> None:
+    serving = Serving(light.profile)
+    first, second = rounds(light, recovery="none")
+    assert second.work.key == ("amot", "supply", 4, "light", 5)
+    model, vit = serving.model("light", LightInference), serving.classifier
+    with torch.inference_mode():
+        sent, asked = (
+            (serving.pixels([a.work.arrays["patches"]]),
+             torch.from_numpy(a.work.arrays["indices"])[None])
+            for a in (first, second)
+        )  # fmt: skip
+        tokens, _ = vit.forward_features(vit.embed(*sent))
+        right = model(vit, *asked, tokens).softmax(-1)[0].numpy()
+    np.testing.assert_allclose(second.outcome.probabilities, right, atol=1e-5)
+    recovered = rounds(light)[1]
+    assert not np.allclose(recovered.outcome.probabilities, right, atol=1e-3)
+    full = rounds(light, recovery="none", second="full")[1]
+    assert full.work.key == ("amot", "supply", 8, "none")
 
 
-def test_it_warms_light(light: Pair) -> None:
-    light.served["amot"].warm()
+@pytest.mark.parametrize("recovery", ["mae", "none"])
+def test_it_warms_light(tmp_path: Path, recovery: str) -> None:
+    served(tmp_path, light=True, second="light", recovery=recovery).served["amot"].warm()
 
 
 def test_a_light_round_whose_memory_is_gone_is_refused(light: Pair) -> None:

@@ -102,6 +102,22 @@ def test_new_tokens_are_added_at_their_places() -> None:
     torch.testing.assert_close(seen[0], expected)
 
 
+@torch.no_grad()
+def test_beside_tokens_of_other_patches_new_ones_stand_alone() -> None:
+    vit, model = classifier(), LightInference(PLAIN)
+    model.start_from(vit)
+    seen: list[torch.Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    patches, places = frame()
+    few = take(patches, places)
+    new, first = encode(vit, few, places), torch.randn(2, 8, 24)
+    model(vit, few, places, first)
+    assert seen[0].shape == (2, 8 + 5, 24)
+    torch.testing.assert_close(seen[0][:, 0], first[:, 0] + new[:, 0])
+    torch.testing.assert_close(seen[0][:, 1:8], first[:, 1:])
+    torch.testing.assert_close(seen[0][:, 8:], new[:, 1:])
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_its_weights_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     config = VARIANTS[name]

@@ -33,6 +33,8 @@ def executed(call: Callable[[], object]) -> int:
 def test_a_classification(config: ViTConfig) -> None:
     vit = VisionTransformer(config).eval()
     assert executed(lambda: vit(torch.rand(1, 16, 768))) == macs.classify(config)
+    few, places = torch.rand(1, 3, 768), torch.tensor([[3, 1, 9]])
+    assert executed(lambda: vit(few, places)) == macs.classify(config, 3)
 
 
 def test_a_recovery() -> None:
@@ -58,3 +60,5 @@ def test_a_light_inference(config: ViTConfig, change: dict[str, bool | int]) -> 
     patches, tokens = torch.rand(1, 4, 768), torch.rand(1, 17, 24)
     count = executed(lambda: model(vit, patches, places, tokens))
     assert count == macs.light(shape, config, 4)
+    count = executed(lambda: model(vit, patches, places, tokens[:, :8]))
+    assert count == macs.light(shape, config, 4, first=7)

@@ -11,16 +11,22 @@ import pytest
 import torch
 
 from common import profile as profiles_of
-from profiles.train import light, publish
+from device.bundle import Bundle
+from profiles.train import light, publish, second
 from profiles.train.job import Job
 from profiles.train.loop import Budget
 from profiles.train.photos import Photos
+from profiles.train.second import RECOVERIES, Recovery
 from profiles.train.served import U8
 from server.models import macs
 from server.models.checkpoint import load_model
 from server.models.light import LightInference
 from server.models.mae import take
+from server.models.spread import spread
+from server.serving import Serving
+from server.strategies.amot import Amot
 from tests.profiles import picture, tiny
+from tests.test_conformance_server import Pair
 
 
 @pytest.fixture
@@ -35,57 +41,135 @@ def photos(directory: Path, count: int) -> Photos:
     return Photos(frames, np.arange(count) % 4)
 
 
-def test_round_two_asks_for_what_attention_wants_and_was_not_sent(directory: Path) -> None:
-    models = light.served(directory)
+@pytest.mark.parametrize("recovery", RECOVERIES)
+def test_round_two_asks_for_what_is_wanted_most_and_was_not_sent(
+    directory: Path, recovery: Recovery
+) -> None:
+    models = second.served(directory)
     torch.manual_seed(0)
     patches = torch.rand(3, 16, 768)
-    second = models.round_one(patches, 0.25, 0.3)
-    assert second.sent.shape == (3, 4)
-    assert second.wanted.shape == (3, 5)
-    seen = models.vit(models.mae.recover(second.first, second.sent))
-    torch.testing.assert_close(seen.logits, second.logits)
-    for sent, wanted, looked in zip(second.sent, second.wanted, seen.attention, strict=True):
+    found = models.round_one(patches, 0.25, 0.3, recovery)
+    assert found.sent.shape == (3, 4)
+    assert found.wanted.shape == (3, 5)
+    if recovery == "mae":
+        seen = models.vit(models.mae.recover(found.first, found.sent))
+        wanted = seen.attention
+    else:
+        seen = models.vit(found.first, found.sent)
+        wanted = spread(seen.attention, found.sent, 4)
+    torch.testing.assert_close(seen.logits, found.logits)
+    for sent, asked, looked in zip(found.sent, found.wanted, wanted, strict=True):
         left = sorted(set(range(16)) - set(sent.tolist()), key=lambda place: -looked[place])
-        assert sorted(left[:5]) == wanted.tolist()
+        assert sorted(left[:5]) == asked.tolist()
     # Coded as it is served: near the patches, but not the same.
-    assert 0 < (second.new - take(patches, second.wanted)).abs().mean() < 0.3
+    assert 0 < (found.new - take(patches, found.wanted)).abs().mean() < 0.3
+
+
+@pytest.mark.parametrize("recovery", RECOVERIES)
+def test_running_again_is_what_the_server_does(
+    directory: Path, recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On what the server decoded and asked for, in both rounds of its own conversation."""
+    profile = profiles_of.load(directory)
+    serving = Serving(profile)
+    pair = Pair(profile, {"amot": Amot(serving)}, Bundle(profile.manifest, profile.directory))
+    one, two = pair.converse("amot", 3, r2=0.25, threshold=1.0, recovery=recovery)[0]
+    first = torch.from_numpy(one.work.arrays["indices"])[None]
+    every = torch.from_numpy(two.work.arrays["indices"])[None]
+    pixels = serving.pixels([two.work.arrays["patches"]])
+    new = ~torch.isin(every[0], first[0])
+    models = second.served(directory)
+    handed = second.Second(
+        torch.empty(0), torch.empty(0), first, every[:, new],
+        serving.pixels([one.work.arrays["patches"]]), pixels[:, new],
+    )  # fmt: skip
+    monkeypatch.setattr(second, "coded", lambda patches, quality: patches)
+    answer = models.run_again(handed, recovery).softmax(-1)[0].numpy()
+    np.testing.assert_allclose(two.outcome.probabilities, answer, atol=1e-5)
 
 
 def test_what_is_trained_is_in_the_profile(directory: Path, tmp_path: Path) -> None:
     data = photos(directory, 12)
     job = Job((), tmp_path / "out", 0, Budget(steps=2), False)
-    before = light.served(directory)
+    before = second.served(directory)
     light.stage(job, "tiny", lambda chosen, _: data.frames[chosen], data.labels, 12, data)
     profile = profiles_of.load(directory)  # checks every digest
     entry = profile.models["light"]
     assert isinstance(load_model(entry.file, entry.kind, entry.config), LightInference)
-    assert light.served(directory).digest == before.digest  # nothing else was touched
+    assert second.served(directory).digest == before.digest  # nothing else was touched
     made = json.loads((directory / "profile.json").read_text())["made"]["light"]
     assert made["steps"] == 2
-    assert set(made["accuracy"]) == {"round one", "run again", *light.variants(before.vit.config)}
-    full = macs.classify(before.vit.config)
-    assert made["share_of_full"]["light"] == pytest.approx(
-        macs.light(light.variants(before.vit.config)["light"], before.vit.config, 4) / full,
-        abs=1e-4,
-    )
+    vit = before.vit.config
+    for recovery, first in (("mae", None), ("none", round(before.r1 * 16))):
+        found = made[recovery]
+        assert found["count"] == 48  # each frame four times
+        assert set(found["accuracy"]) == {"round one", "run again", *light.variants(vit)}
+        share = macs.light(light.variants(vit)["light"], vit, 4, first) / macs.classify(vit)
+        assert found["share_of_full"]["light"] == pytest.approx(share, abs=1e-4)
+    assert made["mae"]["mega_macs"]["run again"] > made["mae"]["mega_macs"]["full inference"]
+    assert made["none"]["mega_macs"]["run again"] < made["none"]["mega_macs"]["full inference"]
 
 
-def test_lessons_are_written_again_for_another_classifier(directory: Path, tmp_path: Path) -> None:
+def test_ablations_take_as_many_steps_and_a_stopped_training_goes_on(
+    directory: Path, tmp_path: Path
+) -> None:
     data = photos(directory, 8)
-    calls = []
+    models = second.served(directory)
+    paths = lessons(models, tmp_path / "lessons", data, 16)
+    out = tmp_path / "out"
+    job = Job((), out, 0, Budget(minutes=0.01), False)
+    trained, steps, _ = light.train(models, paths, job)
+    assert steps > 0
+    for name in ("light-only-new", "light-non-linear", "light-one-attention"):
+        assert torch.load(out / f"{name}.ckpt", weights_only=True)["step"] == steps
+    (out / "light-non-linear.ckpt").unlink()
+    again, same, _ = light.train(models, paths, Job((), out, 0, job.budget, True))
+    assert same == steps
+    for name, model in trained.items():
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(again[name].state_dict()[key], value)
+
+
+def test_lessons_are_written_once_for_a_classifier(directory: Path, tmp_path: Path) -> None:
+    data = photos(directory, 8)
+    root = tmp_path / "lessons"
+    first = lessons(second.served(directory), root, data, 16)
+    assert len(first) == 2
+    lesson = second.read(first[1])
+    assert lesson.places is not None
+    assert lesson.new.shape == (8, 1 + lesson.places.shape[1], 16)
+    assert (lesson.tokens.shape, lesson.again.shape) == ((8, 17, 16), (8, 4))
+    assert sorted(lesson.labels.tolist()) == sorted(data.labels.tolist())
+    stamp = first[0].stat().st_mtime_ns
+    first[1].unlink()
+    lessons(second.served(directory), root, data, 16)
+    assert first[0].stat().st_mtime_ns == stamp
+    torch.testing.assert_close(second.read(first[1]), lesson)
+    other = second.served(tiny(tmp_path / "other", seed=1))
+    lessons(other, root, data, 16)
+    assert first[0].stat().st_mtime_ns > stamp
+
+
+def test_lessons_without_recovery_hold_the_sent_patches_alone(
+    directory: Path, tmp_path: Path
+) -> None:
+    data = photos(directory, 8)
+    (path,) = lessons(second.served(directory), tmp_path / "lessons", data, 8, "none")
+    lesson = second.read(path)
+    assert lesson.places is None
+    assert lesson.tokens.shape == (8, 5, 16)
+    model = light.LightInference(light.variants(second.served(directory).vit.config)["light"])
+    assert light.decode(model, lesson).shape == (8, 4)
+
+
+def lessons(
+    models: second.Served, root: Path, data: Photos, count: int, recovery: Recovery = "mae"
+) -> list[Path]:
+    """Lessons from a quarter of the patches at first."""
 
     def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> U8:
-        calls.append(len(chosen))
         return np.asarray(data.frames[chosen])
 
-    root = tmp_path / "lessons"
-    light.write(root, light.served(directory), frames, data.labels, 16, 0)
-    light.write(root, light.served(directory), frames, data.labels, 16, 0)
-    assert calls == [8, 8]
-    lessons = light.Lessons(root)
-    new, places, first, labels, answers = lessons.chunk(1)
-    assert new.shape == (8, 1 + places.shape[1], 16)
-    assert (first.shape, labels.shape, answers.shape) == ((8, 17, 16), (8,), (8, 4))
-    other = light.served(tiny(tmp_path / "other", seed=1))
-    light.write(root, other, frames, data.labels, 16, 0)
-    assert len(calls) == 4
+    return second.write(
+        root, models, frames, data.labels, recovery, count, (0.25, 0.25), (0.1, 0.3), 0, half=False
+    )

@@ -35,8 +35,8 @@ CHOOSING = signs.CALIBRATION[:1_000]
 TRIED = 400
 """How many of ``CHOOSING`` every setting of A-MOT is tried on."""
 REPORTED = signs.EVALUATION[:1_000]
-STORED = 4_800
-"""Scenes whose first rounds the light inference learns from."""
+UNSEEN = signs.TRAINING[16_000:22_000]
+"""Scenes that the classifier did not learn from, for what learns from its answers."""
 
 HALF = (0.5, 0.5, 0.5)
 SPREAD = (0.28, 0.28, 0.28)
@@ -111,13 +111,12 @@ def train_superres(job: Job) -> None:
 
 def train_light(job: Job) -> None:
     """The light inference of A-MOT's second round, beside the published classifier."""
-    data = scenes.load(SEEDS)
+    data = scenes.load(UNSEEN)
 
     def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         return data.frames[chosen]
 
-    count = min(STORED, len(data))
-    light.stage(job, "signs", frames, data.labels, count, scenes.load(CHOOSING))
+    light.stage(job, "signs", frames, data.labels, len(data), scenes.load(CHOOSING))
 
 
 def add_po(job: Job) -> None:

@@ -7,6 +7,9 @@ first round's tokens go through a linear layer each, are added where they stand 
 (the class tokens with each other), and three attention layers of the classifier's size and a head
 make the class. The classifier is not changed; only what is defined here is trained.
 
+Where the first round recovered nothing it has tokens of the sent patches alone. The new patches
+are others, so only the class tokens meet, and the rest stand side by side.
+
 Nothing is computed that cannot reach the class: the last attention layer has one query, the class
 token. The result is that of the whole layer.
 """
@@ -115,17 +118,25 @@ class LightInference(nn.Module):
 
         ``new_patches`` float32 [b, k, patch_size] in [0, 1] at ``new_indices`` int64 [b, k],
         distinct within a row; ``first_tokens`` [b, 1+N, dim] as ``vit.forward_features`` gave them
-        in the first round.
+        in the first round, or [b, 1+K, dim] of K < N patches, none of which is new.
         """
-        return self.decode(encode(vit, new_patches, new_indices), new_indices, first_tokens)
+        whole = first_tokens.shape[1] == 1 + vit.config.grid**2
+        places = new_indices if whole else None
+        return self.decode(encode(vit, new_patches, new_indices), places, first_tokens)
 
-    def decode(self, new_tokens: Tensor, new_indices: Tensor, first_tokens: Tensor) -> Tensor:
-        """Logits [b, classes] from the new patches' tokens [b, 1+k, dim] (see ``encode``)."""
+    def decode(self, new_tokens: Tensor, places: Tensor | None, first_tokens: Tensor) -> Tensor:
+        """Logits [b, classes] from the new patches' tokens [b, 1+k, dim] (see ``encode``).
+
+        They are at ``places`` [b, k] of ``first_tokens``; None: at none of them.
+        """
         x = self.new(new_tokens) if self.config.linear else new_tokens
         if self.config.first:
             old = self.old(first_tokens) if self.config.linear else first_tokens
-            places = F.pad(new_indices + 1, (1, 0))  # the class token's place is 0
-            x = old.scatter_add(1, places.unsqueeze(-1).expand_as(x), x)
+            if places is None:
+                x = torch.cat((old[:, :1] + x[:, :1], old[:, 1:], x[:, 1:]), dim=1)
+            else:
+                where = F.pad(places + 1, (1, 0))  # the class token's place is 0
+                x = old.scatter_add(1, where.unsqueeze(-1).expand_as(x), x)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, 0]))  # type: ignore[no-any-return]

@@ -12,17 +12,19 @@ from server.models.mae import MAEConfig
 from server.models.vit import ViTConfig
 
 
-def classify(config: ViTConfig) -> int:
-    """One classification of a whole frame: the full inference that others are compared with.
+def classify(config: ViTConfig, patches: int | None = None) -> int:
+    """One classification of ``patches`` of a frame.
 
-    With it the row of the class token's attention, which A-MOT asks for.
+    None: of all, the full inference that others are compared with. With it the row of the class
+    token's attention, which A-MOT asks for.
     """
     n = config.grid**2
-    row, head = (1 + n) * config.dim, config.dim * config.classes
+    k = n if patches is None else patches
+    row, head = (1 + k) * config.dim, config.dim * config.classes
     mixers = config.mixers if config.stem == "local" else 0
     return (
-        _stem(config, n) + mixers * _mixer(config.dim, n, n)
-        + config.depth * _block(config.dim, config.mlp_ratio, 1 + n) + row + head
+        _stem(config, k) + mixers * _mixer(config.dim, n, k)
+        + config.depth * _block(config.dim, config.mlp_ratio, 1 + k) + row + head
     )  # fmt: skip
 
 
@@ -38,16 +40,20 @@ def recover(config: MAEConfig, visible: int) -> int:
     )  # fmt: skip
 
 
-def light(config: LightConfig, vit: ViTConfig, new: int) -> int:
-    """The light inference of ``new`` patches beside a classifier of shape ``vit``."""
+def light(config: LightConfig, vit: ViTConfig, new: int, first: int | None = None) -> int:
+    """The light inference of ``new`` patches beside a classifier of shape ``vit``.
+
+    ``first``: patches of a first round that recovered nothing; None: it has tokens of all.
+    """
     dim, ratio = config.dim, config.mlp_ratio
     mixers = vit.mixers if vit.stem == "local" else 0
     encoder = (
         _stem(vit, new) + mixers * _mixer(dim, new, new)
         + vit.depth * _block(vit.dim, vit.mlp_ratio, 1 + new)
     )  # fmt: skip
-    tokens = 1 + (vit.grid**2 if config.first else new)
-    lines = ((1 + new) + (tokens if config.first else 0)) * dim**2 if config.linear else 0
+    old = vit.grid**2 if first is None else first
+    tokens = 1 + (new if not config.first else old if first is None else old + new)
+    lines = ((1 + new) + (1 + old if config.first else 0)) * dim**2 if config.linear else 0
     whole = (config.layers - 1) * _block(dim, ratio, tokens)
     last = _block(dim, ratio, tokens, queries=1)
     return encoder + lines + whole + last + dim * config.classes

@@ -52,8 +52,8 @@ MAX_BUDGET = 1e9
 class FirstRound:
     """What round one leaves of a frame: what was sent at `indices` [K], and those `wanted`.
 
-    For a full second round `patches` uint8 [K, p*p*3], for a light one the final block's `tokens`
-    [1+N, dim], on the accelerator.
+    For a full second round `patches` uint8 [K, p*p*3]. For a light one the final block's `tokens`,
+    on the accelerator: [1+N, dim], or [1+K, dim] where nothing was recovered.
     """
 
     recovery: str
@@ -125,7 +125,7 @@ class Amot:
     @torch.inference_mode()
     def forward(self, works: Sequence[Work]) -> list[Outcome]:
         """Answer works of one step, one number of patches and one way to compute them."""
-        _, step, _, way = works[0].key
+        _, step, _, way, *_ = works[0].key
         if step == SAMPLE:
             return self._judge(works, *self._look(works, str(way)))
         for work in works:
@@ -140,13 +140,14 @@ class Amot:
         first = min(self._total, max(1, round(params["r1"] * self._total)))
         second = min(self._total - first, round(params["r2"] * self._total))
         for size in self._serving.warm_sizes:
-            for count in {first, self._total} | (set() if light else {first + second}):
-                _, _, tokens = self._look([self._blank(count)] * size, params["recovery"])
+            for count in {self._total} | (set() if light else {first + second}):
+                self._look([self._blank(count)] * size, params["recovery"])
+            _, _, tokens = self._look([self._blank(first)] * size, params["recovery"])
             if light and second:
                 blank = self._blank(second)
                 assert tokens is not None
-                left = FirstRound("mae", blank.arrays["indices"], blank.arrays["indices"],
-                                  Promise(0), tokens=tokens[0])  # fmt: skip
+                places = blank.arrays["indices"]
+                left = FirstRound(params["recovery"], places, places, Promise(0), tokens=tokens[0])
                 self._lightly([Work(blank.key, blank.arrays, remembered=left)] * size)
 
     def _blank(self, count: int) -> Work:
@@ -165,10 +166,6 @@ class Amot:
         if not len(indices):
             raise Refused("bad", "the bitmap is empty: send at least one patch")
         recovery, second = self._word(query, "recovery"), self._word(query, "second")
-        if recovery == "none" and second == "light":
-            if "second" in query.params:
-                raise Refused("bad", "a light second round needs recovery 'mae'")
-            second = "full"
         arrays: Arrays = {
             "patches": self._serving.supplied(query, len(indices)),
             "indices": indices,
@@ -199,7 +196,9 @@ class Amot:
         params = {"promise": first.promise, "size": _size(query)}
         if first.patches is None:
             new: Arrays = {"patches": supplied, "indices": first.wanted}
-            return Work((NAME, SUPPLY, len(supplied), "light"), new, params, first)
+            assert first.tokens is not None
+            key = (NAME, SUPPLY, len(supplied), "light", len(first.tokens))
+            return Work(key, new, params, first)
         indices = np.concatenate((first.indices, first.wanted))
         order = np.argsort(indices)
         together = np.concatenate((first.patches, supplied))[order]
@@ -217,7 +216,7 @@ class Amot:
 
     def _look(self, works: Sequence[Work], recovery: str) -> tuple[F32, F32, torch.Tensor | None]:
         """Classify: probabilities [B, classes], attention [B, N]; the final block's tokens
-        [B, 1+K, dim] too, where the second round is not a full one.
+        [B, 1+N, dim], or [B, 1+K, dim] without recovery, where some second round may be light.
         """
         serving, vit = self._serving, self._serving.classifier
         sent = [work.arrays["patches"] for work in works]
@@ -225,9 +224,9 @@ class Amot:
         whole = len(places[0]) == self._total  # nothing is missing; indices are 0..N-1
         if recovery == "none" and not whole:
             indices = self._indices(places)
-            output = vit(serving.pixels(sent), indices)
-            looked = spread(output.attention, indices, vit.config.grid)
-            return _probabilities(output.logits), to_numpy(looked), None
+            tokens, attention = vit.forward_features(vit.embed(serving.pixels(sent), indices))
+            looked = spread(attention, indices, vit.config.grid)
+            return _probabilities(vit.forward_head(tokens)), to_numpy(looked), tokens
         pixels = serving.pixels(sent) if whole else serving.recover(sent, places)
         if all(work.params.get("second", "full") == "full" for work in works):
             return *serving.classify(pixels), None
