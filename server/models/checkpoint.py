@@ -1,7 +1,7 @@
 """Loads a model from a local file: our own weights, or public checkpoints as they are published.
 
 Read are safetensors and PyTorch .pth files (never unpickled freely) with the parameter names of
-this project, of MAE's official code, of timm, or of transformers' files (ViT and ViTMAE). Nothing
+this project, of MAE's official code, of timm, or of transformers' files (ViT, ViTMAE, BERT). Nothing
 is fetched. What a checkpoint cannot say (LayerNorm's epsilon, mean and std) is in the config:
 MAE and timm use 1e-6, transformers' ViTMAE 1e-12; most timm models of the "augreg" family use mean
 and std 0.5, the others ImageNet's.
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 from server.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from server.models.bert import Bert, BertConfig, from_transformers
 from server.models.bottleneck import Bottleneck, BottleneckConfig
 from server.models.cnn import Cnn, CnnConfig
 from server.models.deepcod import Rates, RatesConfig
+from server.models.exits import Exits, ExitsConfig
 from server.models.light import LightConfig, LightInference
 from server.models.mae import MAEConfig, MaskedAutoencoder
 from server.models.superres import SuperResConfig, SuperResolution
@@ -41,6 +43,8 @@ KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "cnn": (CnnConfig, Cnn),
     "deepcod": (RatesConfig, Rates),
     "bottleneck": (BottleneckConfig, Bottleneck),
+    "bert": (BertConfig, Bert),
+    "exits": (ExitsConfig, Exits),
     "autoencoder": (AutoEncoderConfig, AutoEncoder),
 }
 """Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""
@@ -86,7 +90,10 @@ def load_model(path: Path, kind: str, config: Config) -> nn.Module:
         model = architecture(parsed)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: config: {error}") from error
-    given = convert(read(path), kind)
+    if isinstance(model, Bert):
+        given = from_transformers(read(path), model.state_dict())
+    else:
+        given = convert(read(path), kind)
     _fit(path, model, given)
     model.load_state_dict(given)
     return model.eval()
