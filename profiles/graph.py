@@ -98,12 +98,12 @@ def pictures(name: str, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
 
 
-def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[F32, F32]:
-    """Weight [o, i, h, w] and bias [o] of ``conv`` followed by ``norm`` in evaluation mode."""
+def folded(conv: nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[F32, F32]:
+    """Weight [o, i, *kernel] and bias [o] of ``conv`` followed by ``norm`` in evaluation mode."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    weight = conv.weight * scale.view(-1, *[1] * (conv.weight.ndim - 1))
     bias = norm.bias - norm.running_mean * scale
     return weight.detach().numpy(), bias.detach().numpy()
 

@@ -18,29 +18,9 @@ from common.sound import FFT, HOP, LONGEST, RANGE, RATE, WINDOW, cut, features, 
 from device import content, sound
 from device.source import open_source
 from device.strategy import Frame
+from tests.speech import F32, tone, wav
 
-F32 = npt.NDArray[np.float32]
 SIZE = Input(height=32, width=80, channels=1, patch=1)
-
-
-def tone(seconds: float, hertz: float = 440.0, rate: int = RATE, level: float = 0.5) -> F32:
-    at = np.arange(round(seconds * rate)) / rate
-    return (level * np.sin(2 * np.pi * hertz * at)).astype(np.float32)
-
-
-def wav(samples: F32, rate: int = RATE, bits: int = 16, channels: int = 1) -> bytes:
-    """A file of `samples` [n], the same in every channel."""
-    stream = io.BytesIO()
-    with wave.open(stream, "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(bits // 8)
-        file.setframerate(rate)
-        each = np.repeat(samples, channels)
-        if bits == 8:
-            file.writeframes(np.rint(each * 127 + 128).astype(np.uint8).tobytes())
-        else:
-            file.writeframes(np.rint(each * 32767).astype("<i2").tobytes() * (bits // 16))
-    return stream.getvalue()
 
 
 # Files.

@@ -30,6 +30,7 @@ from server.models.deepcod import Rates, RatesConfig
 from server.models.exits import Exits, ExitsConfig
 from server.models.light import LightConfig, LightInference
 from server.models.mae import MAEConfig, MaskedAutoencoder
+from server.models.recogniser import Recogniser, RecogniserConfig
 from server.models.superres import SuperResConfig, SuperResolution
 from server.models.vit import VisionTransformer, ViTConfig, from_mapping
 
@@ -45,6 +46,7 @@ KINDS: Mapping[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "bottleneck": (BottleneckConfig, Bottleneck),
     "bert": (BertConfig, Bert),
     "exits": (ExitsConfig, Exits),
+    "recogniser": (RecogniserConfig, Recogniser),
     "autoencoder": (AutoEncoderConfig, AutoEncoder),
 }
 """Every kind of model a profile may hold: the dataclass of its shape, and what builds it."""

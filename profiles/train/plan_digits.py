@@ -1,0 +1,101 @@
+"""The stages that make the profile ``digits`` from the recordings of ``profiles.train.digits``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from profiles.amend import amend
+from profiles.export_recogniser import recogniser_onnx
+from profiles.train import digits, publish, recogniser
+from profiles.train.digits import BANDS, CHOOSING, CLASSES, FRAMES, TEST
+from profiles.train.job import Job, Stage
+from server.models.checkpoint import load_model, save_weights
+from server.models.recogniser import Recogniser, RecogniserConfig
+
+SERVED = RecogniserConfig(len(CLASSES), BANDS)
+LOCAL = RecogniserConfig(len(CLASSES), BANDS, widths=(12, 16, 20, 24), kernel=3)
+NAME = "digits"
+TRAINED = ("recogniser", "local")
+
+
+def train_recogniser(job: Job) -> None:
+    """The server's recogniser."""
+    model, seconds = recogniser.train(
+        SERVED, digits.training(job.data), job.checkpoint("recogniser"), job.minutes(4), job.seed,
+        job.resume,
+    )  # fmt: skip
+    save_weights(model, job.weights("recogniser"))
+    held = digits.choosing(job.data)
+    right = recogniser.accuracy(_trained(job), held.seen(), held.labels)
+    job.record("recogniser", seconds, held_out=right)
+
+
+def train_local(job: Job) -> None:
+    """The device's own small recogniser, taught by the server's."""
+    model, seconds = recogniser.train(
+        LOCAL, digits.training(job.data), job.checkpoint("local"), job.minutes(3), job.seed,
+        job.resume, _trained(job),
+    )  # fmt: skip
+    macs = recogniser_onnx(model, FRAMES, job.out / "local.onnx")
+    held = digits.choosing(job.data)
+    right = recogniser.accuracy(model, held.seen(), held.labels)
+    job.record("local", seconds, held_out=right, macs=macs)
+
+
+def make_profile(job: Job) -> None:
+    """Publish what the stages before left."""
+    target = publish.PROFILES / NAME
+    target.mkdir(parents=True, exist_ok=True)
+    records = {stage: job.recorded(stage) for stage in TRAINED}
+    reported = digits.load(job.data, TEST)
+    full = recogniser.accuracy(_trained(job), reported.seen(), reported.labels)
+    document = {
+        "format": 1,
+        "name": NAME,
+        "task": "listen",
+        "classes": list(CLASSES),
+        "input": {"height": BANDS, "width": FRAMES, "channels": 1, "patch": 1},
+        "models": {},
+        "strategies": {},
+        "device": {"files": []},
+        "made": {
+            "data": "Free Spoken Digit Dataset (CC BY-SA 4.0): takes "
+            f"{TEST.stop}-{CHOOSING.start - 1} of each speaker and digit train, "
+            f"{CHOOSING.start}-{CHOOSING.stop - 1} choose, up to {TEST.stop - 1} report",
+            "command": f"./run train all {NAME} --data fsdd.tar",
+            "seed": job.seed,
+            "seconds": {stage: record["seconds"] for stage, record in records.items()},
+            "hardware": publish.hardware(),
+            "accuracy": {
+                "frames": f"{len(reported)} recordings of the test set, in torch",
+                "full": full,
+                "held_out": {stage: record["held_out"] for stage, record in records.items()},
+            },
+            "date": datetime.now(UTC).date().isoformat(),
+        },
+    }
+    (target / "profile.json").write_text(json.dumps(document))
+    amend(
+        target,
+        models={"recogniser": (job.weights("recogniser"), asdict(SERVED))},
+        strategies={
+            "raw": {"codec": "zstd", "form": "frame"},
+            "local": {"file": "device/local.onnx", "device_macs": records["local"]["macs"]},
+        },
+        files={"device/local.onnx": job.out / "local.onnx"},
+    )
+
+
+def _trained(job: Job) -> Recogniser:
+    model = load_model(job.weights("recogniser"), "recogniser", asdict(SERVED))
+    assert isinstance(model, Recogniser)
+    return model.requires_grad_(False)
+
+
+STAGES: dict[str, Stage] = {
+    "recogniser": train_recogniser,
+    "local": train_local,
+    "publish": make_profile,
+}
