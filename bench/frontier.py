@@ -20,7 +20,19 @@ from profiles import graph
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Shares of the raw frame's bytes (the paper's Fig. 11)."""
 METHODS = (
-    *("A-MOT direct", "A-MOT", "MOT", "A-MOT-O", "Non-R", "SDT", "ISR", "PO", "DF", "MBC"),
+    *(
+        "A-MOT direct",
+        "MOT direct",
+        "A-MOT",
+        "MOT",
+        "A-MOT-O",
+        "Non-R",
+        "SDT",
+        "ISR",
+        "PO",
+        "DF",
+        "MBC",
+    ),
     *("JPEG", "WebP", "full frame", "local"),
 )
 """In the order of tables and legends."""
@@ -82,28 +94,30 @@ def configurations(manifest: Manifest, quick: bool = False) -> list[Config]:
 def _amot(manifest: Manifest, budgets: Sequence[float], quick: bool) -> Iterator[Config]:
     """A-MOT, with and without its parts, at raw budgets and then coded.
 
-    "direct" is A-MOT that recovers nothing: both rounds classify the patches that were sent, as
-    Non-R does. The others are the paper's, and recover.
+    "direct" methods recover nothing: they classify the patches that were sent, in both rounds, and
+    Non-R is their single round. The others are the paper's, and recover, at settings calibrated so.
     """
-    tables = table(manifest, "amot", "budgets")
+    direct = table(manifest, "amot", "budgets")
+    recoveries = manifest.params("amot").get("recoveries", {})
+    recovered = recoveries.get("mae", {}).get("budgets", direct)
     for budget in budgets:
-        row = within(tables, budget)
-        if row is None:
-            continue
-        # The profile may have a budget of its own, which would cut the first round short.
-        fixed = {"r1": row["r1"], "r2": row["r2"], "threshold": row["threshold"], "budget": 0.0}
-        adaptive = {"r1": row["r1"], "threshold": row["threshold"], "budget": budget}
         one = {"r1": budget, "threshold": 0.0, "budget": 0.0}
-        runs = {
-            "A-MOT direct": {**adaptive, "recovery": "none"},
-            "A-MOT": {**adaptive, "recovery": "mae"},
-            "MOT": {**fixed, "slo_objective": "fixed", "recovery": "mae"},
+        runs: dict[str, dict[str, Any]] = {
             "A-MOT-O": {**one, "recovery": "mae"},
             "Non-R": {**one, "recovery": "none"},
         }
-        for method, settings in runs.items():
-            if settings["budget"] and "slo" not in manifest.params("amot"):
+        for suffix, rows, recovery in ((" direct", direct, "none"), ("", recovered, "mae")):
+            row = within(rows, budget)
+            if row is None:
                 continue
+            # The profile may have a budget of its own, which would cut the first round short.
+            fixed = {"r1": row["r1"], "r2": row["r2"], "threshold": row["threshold"], "budget": 0.0}
+            runs["MOT" + suffix] = {**fixed, "slo_objective": "fixed", "recovery": recovery}
+            if "slo" in manifest.params("amot"):
+                best = row.get("adaptive", row)
+                adaptive = {"r1": best["r1"], "threshold": best["threshold"], "budget": budget}
+                runs["A-MOT" + suffix] = {**adaptive, "recovery": recovery}
+        for method, settings in sorted(runs.items(), key=lambda run: METHODS.index(run[0])):
             yield Config(method, "amot", {**settings, "codec": "raw"}, RAW, budget)
             yield Config(method, "amot", settings, CODED, budget)
 

@@ -16,7 +16,7 @@ from common.errors import OffboardError
 
 LEVELS = (1000, 1500, 2000, 3000, 4000, 6000, 8000, 12_000)
 """Coded bytes per frame at which methods are compared."""
-MARKS = dict(zip(METHODS, "po^vxsDP*X<>hd", strict=True))
+MARKS = dict(zip(METHODS, "pHo^vxsDP*X<>hd", strict=True))
 ACROSS = 0.4
 """The budget at which methods with one setting each stand beside the others (Fig. 12)."""
 

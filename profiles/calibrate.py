@@ -63,7 +63,9 @@ TABLES = (0.15, 0.25, 0.4)
 CODED = 100
 """Frames that the bytes of a patch are the mean of."""
 SETTING = ("r1", "r2", "threshold")
-CHOSEN = (*SETTING, "slo", "budgets", "budget", "slo_objective")
+RECOVERY = "mae"
+"""Where the profile says nothing."""
+CHOSEN = (*SETTING, "slo", "budgets", "recoveries", "budget", "slo_objective")
 """A-MOT's parameters that its outcomes do not depend on: calibration makes or varies them."""
 
 
@@ -258,19 +260,22 @@ def kept_at(profile: Profile, data: Sequence[Path], firsts: Any, ratios: Any) ->
 def parameters(outcomes: Outcomes, budget: float) -> dict[str, Any]:
     """The profile's parameters of A-MOT, chosen on all frames; those of `budget` are its own.
 
-    A row's accuracy is that of settings chosen on the other half of the frames. Raises ValueError
-    if no setting stays within `budget`.
+    A row's setting is MOT's; "adaptive" has the first ratio and threshold that are best where the
+    second ratio is solved for. A row's accuracy is that of settings chosen on the other half of the
+    frames. Raises ValueError if no setting stays within `budget`.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for limit in sorted({*BUDGETS, budget}):
         setting, scored = sweep.mot(outcomes, limit), sweep.crossed(outcomes, limit, sweep.mot)
         if setting is not None and scored is not None:
+            adapted = sweep.amot(outcomes, limit) or setting
             rows.append({
                 "budget": limit,
                 "r1": setting.r1,
                 "r2": setting.ratios[0],
                 "threshold": setting.threshold,
                 "accuracy": round(scored.accuracy, 4),
+                "adaptive": {"r1": adapted.r1, "threshold": adapted.threshold},
             })  # fmt: skip
     own = next((row for row in rows if row["budget"] == budget), None)
     if own is None:
@@ -328,7 +333,8 @@ def bared(profile: Profile, given: Sequence[str]) -> Profile:
 def run(args: argparse.Namespace, command: str) -> None:
     """Measure, choose, and write what was asked for. Raises ValueError or OffboardError."""
     firsts, ratios = tuple(sorted(args.r1)), tuple(sorted({0.0, *args.ratios}))
-    profile = bared(profiles.load(args.profile), args.set)
+    loaded = profiles.load(args.profile)
+    profile = bared(loaded, args.set)
     budget = args.budget
     if budget is None:
         if profile.name not in PLANS:
@@ -344,11 +350,17 @@ def run(args: argparse.Namespace, command: str) -> None:
     if args.amend:
         setting = {name: params[name] for name in SETTING}
         params["slo"]["bytes"] = coded_bytes(pair, photos, setting)
-        record = {
+        record: dict[str, Any] = {
             "frames": f"{len(photos)} {source}",
             "command": command,
             "date": datetime.now(UTC).date().isoformat(),
         }
+        recovery = profile.manifest.params(NAME).get("recovery", RECOVERY)
+        own = loaded.manifest.params(NAME)
+        if recovery != own.get("recovery", RECOVERY):
+            part = {"budgets": params["budgets"], "slo": params["slo"]}
+            params = {"recoveries": {**own.get("recoveries", {}), recovery: part}}
+            record = {**loaded.made.get("calibration", {}), recovery: record}
         amend(profile.directory, strategies={NAME: params}, made={"calibration": record})
     if args.report is not None:
         title = f"{profile.name}: {len(photos)} {source}"

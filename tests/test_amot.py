@@ -235,6 +235,19 @@ def test_the_objectives_differ(tmp_path: Path, edge: float) -> None:
     assert wants("printed") == 8
 
 
+def test_each_recovery_has_its_own_table(tmp_path: Path) -> None:
+    """Nothing helps where patches go alone; where the rest is recovered, eight more always do."""
+    never = {**SLO, "tables": [{"r1": 0.25, "counts": [9, 9], "p": [[0.0, 0.0]] * 4}]}
+    always = {
+        **SLO,
+        "tables": [{"r1": 0.25, "counts": [9, 9], "p": [[0.0, 0.0]] * 3 + [[1.0] * 2]}],
+    }
+    recoveries = {"mae": {"slo": always}}
+    pair = served(tmp_path, slo=never, recovery="none", recoveries=recoveries)
+    assert len(rounds(pair, budget=1.0, threshold=1.0)) == 1
+    assert extra(rounds(pair, budget=1.0, threshold=1.0, recovery="mae")) == 8
+
+
 def test_a_shared_bucket_bounds_what_is_asked_for(tmp_path: Path) -> None:
     bucket = Bucket(1.0, lambda: 0, now=0.0)  # a byte per second: nothing is ever left
     pair = served(tmp_path, bucket, slo=SLO)

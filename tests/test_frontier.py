@@ -75,6 +75,19 @@ def test_each_method_has_its_own_settings_at_a_budget(manifest: Manifest) -> Non
     assert {c.method for c in made} <= set(frontier.METHODS)
 
 
+def test_methods_that_recover_have_settings_calibrated_so(manifest: Manifest) -> None:
+    row = {"budget": 0.3, "r1": 0.2, "r2": 0.05, "threshold": 0.7, "accuracy": 0.5}
+    row["adaptive"] = {"r1": 0.15, "threshold": 0.95}  # type: ignore[assignment]
+    amot = {**manifest.params("amot"), "slo": {}, "recoveries": {"mae": {"budgets": [row]}}}
+    manifest = replace(manifest, strategies={**manifest.strategies, "amot": amot})
+    made = frontier.configurations(manifest)
+    at = {c.method: c.settings for c in made if (c.budget, c.coding) == (0.3, "coded")}
+    assert (at["MOT"]["r1"], at["MOT"]["recovery"]) == (0.2, "mae")
+    assert (at["A-MOT"]["r1"], at["A-MOT"]["threshold"]) == (0.15, 0.95)
+    assert (at["MOT direct"]["r1"], at["MOT direct"]["recovery"]) == (0.1, "none")
+    assert not [c for c in made if c.method == "MOT" and c.budget == 0.2]
+
+
 def test_quick_has_every_method_once(manifest: Manifest) -> None:
     made = frontier.configurations(manifest, quick=True)
     assert {c.method for c in made} == {c.method for c in frontier.configurations(manifest)}

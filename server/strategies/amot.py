@@ -88,6 +88,10 @@ class Amot:
         self._width = serving.input.patch**2 * serving.input.channels
         kinds = {model.kind for model in serving.profile.models.values()}
         self._table = Table.from_mapping(params["slo"]) if "slo" in params else None
+        tables = {
+            word: Table.from_mapping(each["slo"])
+            for word, each in params.get("recoveries", {}).items()
+        }
         self._light = serving.model("light", LightInference) if "light" in kinds else None
         self._choices = {
             "slo_objective": OBJECTIVES if self._table is not None else ("fixed",),
@@ -109,7 +113,10 @@ class Amot:
                     f"profile {serving.profile.name!r}: amot's {key} is {self._params[key]}, "
                     f"not from 0 to {most:g}"
                 )
-        self._allowance = Allowance(self._table, serving.bucket)
+        self._allowances = {
+            word: Allowance(tables.get(word, self._table), serving.bucket)
+            for word in self._choices["recovery"]
+        }
         serving.classifier  # noqa: B018 - load now, not at the first query
         if "mae" in kinds:
             serving.recovery  # noqa: B018
@@ -129,7 +136,8 @@ class Amot:
         if step == SAMPLE:
             return self._judge(works, *self._look(works, str(way)))
         for work in works:
-            self._allowance.settle(work.params["promise"], work.params["size"])
+            allowance = self._allowances[work.remembered.recovery]
+            allowance.settle(work.remembered.promise, work.params["size"])
         rows = self._lightly(works) if way == "light" else self._look(works, str(way))[0]
         return [Outcome(row) for row in rows]
 
@@ -193,7 +201,7 @@ class Amot:
         first: Any = memory.recall(query.memory)
         assert isinstance(first, FirstRound)
         supplied = self._serving.supplied(query, len(first.wanted))
-        params = {"promise": first.promise, "size": _size(query)}
+        params = {"size": _size(query)}
         if first.patches is None:
             new: Arrays = {"patches": supplied, "indices": first.wanted}
             assert first.tokens is not None
@@ -203,7 +211,7 @@ class Amot:
         order = np.argsort(indices)
         together = np.concatenate((first.patches, supplied))[order]
         arrays: Arrays = {"patches": together, "indices": indices[order]}
-        return Work((NAME, SUPPLY, len(indices), first.recovery), arrays, params)
+        return Work((NAME, SUPPLY, len(indices), first.recovery), arrays, params, first)
 
     def _word(self, query: Query, name: str) -> str:
         """Parameter `name` of `query`, or the profile's. Raises Refused("bad")."""
@@ -256,7 +264,8 @@ class Amot:
         """End with round one, or ask for the patches that matter most (section 4.2)."""
         asks = [work.params["ask"] for work in works]
         sure = [float(row.max()) for row in probabilities]
-        promises = self._allowance.decide(asks, sure, time.monotonic())
+        recovery = str(works[0].key[3])
+        promises = self._allowances[recovery].decide(asks, sure, time.monotonic())
         outcomes = []
         for i, (work, promise) in enumerate(zip(works, promises, strict=True)):
             if not promise.extra:
@@ -273,7 +282,7 @@ class Amot:
                 left = {"tokens": tokens[i].to(half, copy=True)}
             else:
                 left = {"patches": work.arrays["patches"].copy()}
-            first = FirstRound(str(work.key[3]), indices, wanted, promise, **left)
+            first = FirstRound(recovery, indices, wanted, promise, **left)
             wants = patches.pack(wanted, self._total)
             outcomes.append(Outcome(probabilities[i], wants=wants, remember=first, size=first.size))
         return outcomes
