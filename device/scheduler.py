@@ -44,13 +44,15 @@ class Shape:
 class Coding:
     """Bytes of tokens sent: `fixed` a frame and `token` each, sizes, scales and heads included.
 
-    `loss`: what it costs in accuracy next to exact tokens, as the share of tokens whose merging
-    costs as much.
+    `ms`: the device's, to code one token; `loss`: what it costs in accuracy next to exact tokens,
+    as the share of tokens whose merging costs as much. Of a frame sent as it is, it has no tokens:
+    `fixed` bytes, `ms` for all of it.
     """
 
     name: str
-    token: float
+    token: float = 0.0
     fixed: float = 0.0
+    ms: float = 0.0
     loss: float = 0.0
 
 
@@ -89,7 +91,7 @@ def algorithm1(
     device: Machine,
     server: Machine,
     coding: Coding,
-    frame: float,
+    frame: Coding,
     bandwidth: float,
     requirement: float,
     rtt: float = 0.0,
@@ -98,7 +100,7 @@ def algorithm1(
 ) -> Decision:
     """Janus's Algorithm 1, as printed. Both machines' latencies are their lines'.
 
-    `frame`: bytes of a coded frame; `bandwidth`: bytes per millisecond; `requirement`, `rtt`: ms.
+    `bandwidth`: bytes per millisecond; `requirement`, `rtt`: ms. Coding takes no time.
     """
     splits = split_points(shape.layers, k)
     best: Decision | None = None
@@ -110,7 +112,7 @@ def algorithm1(
             if split > 0:
                 here = device.first + sum(map(device.line, tokens[: min(split, shape.layers)]))
             if split <= shape.layers:
-                size = coding.fixed + coding.token * tokens[split] if split else frame
+                size = coding.fixed + coding.token * tokens[split] if split else frame.fixed
                 link = size / bandwidth + rtt
                 there = sum(map(server.line, tokens[split:-1])) + server.last
                 there += 0.0 if split else server.first
@@ -131,8 +133,8 @@ def algorithm1(
 class Costs:
     """What every configuration takes: axes alpha [A], split [S], coding [C].
 
-    `device`, `server`: ms [A, S] of the machines as profiled; `size`: bytes [A, S, C]; `loss`:
-    [A, S, C], the order of preference, of which the least is taken that meets the requirement.
+    `device`, `server`: ms [A, S, C] and [A, S] of the machines as profiled; `size`: bytes
+    [A, S, C]; `loss`: [A, S, C], the order of preference: the least that meets the requirement.
     """
 
     alphas: tuple[float, ...]
@@ -155,19 +157,17 @@ def costs(
     device: Machine,
     server: Machine,
     codings: Sequence[Coding],
-    frame: float,
+    frame: Coding,
     *,
     splits: Sequence[int] | None = None,
     merges: Sequence[tuple[float, Sequence[int]]] | None = None,
     lines: bool = False,
-    frame_loss: float = 0.0,
 ) -> Costs:
     """The costs of all configurations, computed once per profile.
 
     `splits`: all N + 2 unless given; `merges`: (alpha, merges per layer) of every schedule, those
     of Janus unless given. `lines`: the machines' lines alone, as in the paper, and not what was
-    measured where these are bad. `frame`: bytes of a coded frame, `frame_loss` as Coding's.
-    Tokens merged away are a loss of their mean share over the layers.
+    measured where these are bad. Tokens merged away are a loss of their mean share over the layers.
     """
     if splits is None:
         splits = range(shape.layers + 2)
@@ -188,22 +188,25 @@ def costs(
     alone = places > shape.layers
     on_device = before[:, ran] + np.where(places > 0, device.first, 0.0)
     on_server = after[:, ran] + server.last + np.where(places > 0, 0.0, server.first)
-    size = np.stack([each.fixed + each.token * counts[:, ran] for each in codings], axis=-1)
-    size[:, places == 0] = frame
-    size[:, alone] = 0.0
-    coded = np.array([each.loss for each in codings])
-    lost = np.where(((places > 0) & ~alone)[:, None], coded, 0.0)
-    lost = lost + np.where(places == 0, frame_loss, 0.0)[:, None]
+    on_device = on_device + np.where(alone, device.last, 0.0)
+    sent, whole = ((places > 0) & ~alone)[:, None], (places == 0)[:, None]
+
+    def coded(of_tokens: F64, of_frame: float) -> F64:
+        """[A, S, C], zero where the device is alone."""
+        return np.where(sent, of_tokens, np.where(whole, of_frame, 0.0))
+
+    fixed, token, ms, loss = np.array([[c.fixed, c.token, c.ms, c.loss] for c in codings]).T
+    left = counts[:, ran, None]
     removed = 1.0 - counts[:, :-1].mean(axis=1) / shape.tokens
     return Costs(
         alphas=tuple(alpha for alpha, _ in merges),
         splits=tuple(splits),
         codings=tuple(codings),
         layers=shape.layers,
-        device=on_device + np.where(alone, device.last, 0.0),
+        device=on_device[:, :, None] + coded(left * ms, frame.ms),
         server=np.where(alone, 0.0, on_server),
-        size=size,
-        loss=removed[:, None, None] + lost,
+        size=coded(fixed + left * token, frame.fixed),
+        loss=removed[:, None, None] + coded(loss, frame.loss),
     )
 
 
@@ -218,23 +221,18 @@ class Scheduler:
     costs: Costs
     _device: F64 = field(init=False, repr=False)
     _server: F64 = field(init=False, repr=False)
+    _remote: F64 = field(init=False, repr=False)
     _size: F64 = field(init=False, repr=False)
     _loss: F64 = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # One flat row a table: an operation on it takes a microsecond or two.
         whole = self.costs.size.shape
-        self._device = np.ascontiguousarray(self._wide(self.costs.device, whole))
-        self._server = np.ascontiguousarray(self._wide(self.costs.server, whole))
-        self._remote = np.ascontiguousarray(
-            np.broadcast_to(self.costs.remote[None, :, None], whole).reshape(-1)
-        )
+        self._device = self.costs.device.reshape(-1)
+        self._server = np.broadcast_to(self.costs.server[:, :, None], whole).reshape(-1)
+        self._remote = np.broadcast_to(self.costs.remote[:, None], whole).reshape(-1)
         self._size = self.costs.size.reshape(-1)
         self._loss = self.costs.loss.reshape(-1)
-
-    @staticmethod
-    def _wide(table: F64, shape: tuple[int, ...]) -> F64:
-        return np.broadcast_to(table[:, :, None], shape).reshape(-1)
 
     def decide(
         self,

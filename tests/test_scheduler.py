@@ -18,8 +18,9 @@ SHAPE = Shape(8, 65)
 DEVICE = Machine((1, 33, 65), (0.5, 8.0, 20.0), (0.1, 0.2, 0.4), first=3.0, last=1.0)
 SERVER = Machine((1, 33, 65), (0.2, 0.6, 1.2), (0.0, 0.0, 0.0), first=0.3, last=0.1)
 EXACT = Coding("fp32", 800.0, 20.0)
-SMALL = Coding("int8", 200.0, 20.0, loss=0.02)
-FRAME = 30_000.0
+SMALL = Coding("int8", 200.0, 20.0, ms=0.05, loss=0.02)
+FRAME = Coding("jpeg", fixed=30_000.0, ms=0.5)
+PLAIN = Coding("raw", fixed=30_000.0)
 
 RATES = st.floats(0.0, 5000.0)
 REQUIREMENTS = st.floats(1.0, 400.0)
@@ -27,7 +28,9 @@ REQUIREMENTS = st.floats(1.0, 400.0)
 
 def tables(lines: bool = False, codings: tuple[Coding, ...] = (EXACT, SMALL)) -> Costs:
     splits = split_points(SHAPE.layers) if lines else None
-    return costs(SHAPE, DEVICE, SERVER, codings, FRAME, splits=splits, lines=lines)
+    return costs(
+        SHAPE, DEVICE, SERVER, codings, PLAIN if lines else FRAME, splits=splits, lines=lines
+    )
 
 
 def one_by_one() -> list[tuple[float, float, float, float, int]]:
@@ -43,7 +46,9 @@ def one_by_one() -> list[tuple[float, float, float, float, int]]:
             device += DEVICE.first if split else 0.0
             device += DEVICE.last if split == 9 else 0.0
             server += (0.0 if split == 9 else SERVER.last) + (0.0 if split else SERVER.first)
-            size = FRAME if split == 0 else coding.fixed + coding.token * tokens[min(split, 8)]
+            left = tokens[min(split, 8)]
+            size = FRAME.fixed if split == 0 else coding.fixed + coding.token * left
+            device += 0.0 if split == 9 else coding.ms * left if split else FRAME.ms
             loss = 1 - float(np.mean(tokens[:-1])) / 65 + (coding.loss if 0 < split < 9 else 0.0)
             found.append((device, server, size, loss, split))
     return found
@@ -72,7 +77,7 @@ def test_both_ends_are_always_split_points(layers: int, k: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(rate=st.floats(0.1, 5000.0), requirement=REQUIREMENTS, rtt=st.floats(0.0, 60.0))
 def test_ours_decides_as_the_paper_on_its_grid(rate: float, requirement: float, rtt: float) -> None:
-    theirs = algorithm1(SHAPE, DEVICE, SERVER, EXACT, FRAME, rate, requirement, rtt)
+    theirs = algorithm1(SHAPE, DEVICE, SERVER, EXACT, PLAIN, rate, requirement, rtt)
     ours = Scheduler(tables(lines=True, codings=(EXACT,))).decide(rate, requirement, rtt)
     assert ours.meets == theirs.meets
     if ours.meets:
@@ -139,7 +144,7 @@ def test_without_a_requirement_nothing_is_merged() -> None:
 def test_a_fast_link_sends_the_frame_and_a_silent_one_nothing() -> None:
     scheduler = Scheduler(tables())
     fast = scheduler.decide(1e6, 50.0)
-    assert (fast.split, fast.coding, fast.device_ms) == (0, None, 0.0)
+    assert (fast.split, fast.coding, fast.device_ms) == (0, None, FRAME.ms)
     silent = scheduler.decide(0.0, 60.0, rtt=40.0)
     assert (silent.split, silent.coding, silent.link_ms, silent.server_ms) == (9, None, 0.0, 0.0)
 
@@ -148,7 +153,7 @@ def test_what_no_configuration_meets_is_done_as_fast_as_can_be() -> None:
     """The paper: alpha_max with its fastest split."""
     for decided in (
         Scheduler(tables()).decide(0.0, 1.0),
-        algorithm1(SHAPE, DEVICE, SERVER, EXACT, FRAME, 0.01, 1.0),
+        algorithm1(SHAPE, DEVICE, SERVER, EXACT, PLAIN, 0.01, 1.0),
     ):
         assert not decided.meets
         assert decided.alpha == alpha_max(8, 65)
@@ -177,13 +182,13 @@ def test_a_cheaper_coding_is_taken_only_where_it_is_needed() -> None:
 def test_other_schedules_may_be_given() -> None:
     """Neurosurgeon's best split with ToMe's fixed r."""
     table = costs(
-        SHAPE, DEVICE, SERVER, (EXACT,), FRAME, merges=[(0.0, fixed(3, 8, 65))], lines=True
+        SHAPE, DEVICE, SERVER, (EXACT,), PLAIN, merges=[(0.0, fixed(3, 8, 65))], lines=True
     )
-    assert table.device.shape == (1, 10)
+    assert table.device.shape == (1, 10, 1)
     tokens = remaining(fixed(3, 8, 65), 65)
-    assert table.device[0, 2] == pytest.approx(
+    assert table.device[0, 2, 0] == pytest.approx(
         3.0 + DEVICE.line(tokens[0]) + DEVICE.line(tokens[1])
     )
     assert table.size[0, 2, 0] == pytest.approx(20 + 800 * tokens[2])
-    totals = table.device + table.server + table.size[:, :, 0] / 100 + 4 * table.remote
+    totals = table.device[:, :, 0] + table.server + table.size[:, :, 0] / 100 + 4 * table.remote
     assert Scheduler(table).decide(100, 0.1, rtt=4).total_ms == pytest.approx(totals.min())
