@@ -22,6 +22,7 @@ from common.codec import decode, encode
 from common.messages import Bye, Chunk, Fetch, Hello, Message, Query, Refusal, Result, Welcome
 from common.profile import File, Input, Manifest
 from device.strategy import Pixels
+from tests import tiers_stub
 
 CLASSES = ("black", "dark", "light", "white")
 SIDE, PATCH = 64, 16
@@ -154,6 +155,8 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
         offered["po"] = {"embed": "device/embed.onnx", "block": "device/po.onnx"}
         offered["mbc"] = {"embed": "device/embed.onnx", "squeeze": "device/mbc.onnx"}
         offered["df"] = {"filter": "device/df.onnx", "r": 0.25}
+    if "device/front.npz" in files:
+        offered |= dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED)
     if "device/deepcod-1.npz" in files:
         offered["deepcod"] = {"rate": 1, "npz-1": "device/deepcod-1.npz"}
     return Manifest(

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.profile import FORMAT, Profile, sha256
+from tests import tiers_stub
 
 CLASSES = ("ant", "bee", "cat", "dog")
 SIDE, PATCH = 64, 16
@@ -33,6 +34,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 1.0},
     "isr": {"scale": 0.5, "quality": 75},
     "deepcod": {"rate": 1, "backbone": "vit", "npz-1": "device/deepcod-1.npz"},
+    **dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED),
 }
 
 
@@ -48,6 +50,9 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
     files.append("device/deepcod-1.npz")
+    for name, data in tiers_stub.files((SIDE // PATCH) ** 2, 16).items():
+        (root / name).write_bytes(data)
+        files.append(name)
     document = {
         "format": FORMAT,
         "name": "tiny",
@@ -93,6 +98,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     from profiles.train.filter import Filter
     from server.models.bottleneck import BottleneckConfig
     from server.models.deepcod import Rates, RatesConfig
+    from server.models.exits import Exits, ExitsConfig
     from server.models.mae import MAEConfig, MaskedAutoencoder
     from server.models.superres import SuperResConfig, SuperResolution
     from server.models.vit import VisionTransformer, ViTConfig
@@ -120,6 +126,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
         torch.nn.init.normal_(classifier.head.weight, std=1.0)  # so that frames differ in class
         frames = np.random.default_rng(seed).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
         squeezed, filter = start(bottleneck, classifier, frames), Filter()
+        exits = Exits(ExitsConfig(dim=16, layers=1, classes=len(CLASSES)))
     device = root / "device"
     embed_onnx(classifier, device / "embed.onnx")
     po_onnx(classifier, device / "po.onnx")
@@ -130,6 +137,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
         np.stack([huffman.lengths(np.ones(16))] * 3),
         device / "deepcod-1.npz",
     )
+    save_file(exits.state_dict(), root / "weights" / "exits.safetensors")
     save_file(codecs.state_dict(), root / "weights" / "deepcod.safetensors")
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
@@ -147,6 +155,11 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
             "kind": "bottleneck",
             "file": "weights/bottleneck.safetensors",
             "config": asdict(bottleneck),
+        },
+        "exits": {
+            "kind": "exits",
+            "file": "weights/exits.safetensors",
+            "config": {"dim": 16, "layers": 1, "classes": len(CLASSES)},
         },
         "deepcod": {
             "kind": "deepcod",

@@ -18,6 +18,7 @@ from common.profile import Manifest
 from device.bundle import Bundle, Cache
 from device.params import Param
 from device.strategy import Answer, Frame, Plan, Strategy
+from tests import tiers_stub
 from tests.device_stub import (
     CLASSES,
     PATCH,
@@ -37,6 +38,7 @@ FILES = {
     "device/local.onnx": local_model(),
     "device/deepcod-1.npz": encoder_file(),
     **computing_models(),
+    **tiers_stub.files((SIDE // PATCH) ** 2, 3 * PATCH**2),
 }
 TOTAL = (SIDE // PATCH) ** 2
 FIRST = ("sample", "low")
@@ -127,6 +129,11 @@ def test_the_same_frame_gives_the_same_queries(strategy: Strategy, name: str) ->
 def test_what_fails_at_once_passes_through(strategy: Strategy, name: str, error: Exception) -> None:
     if name == "local":
         assert converse(strategy, name, fail=error)[0].error is None
+        return
+    if name in tiers_stub.NAMES:  # it has layers of its own to fall back on
+        answer, _ = converse(strategy, name, fail=error)
+        assert (answer.label, answer.source, answer.rounds) == (CLASSES[1], "device", 0)
+        assert str(error) in str(answer.degraded)
         return
     with pytest.raises(type(error)):
         converse(strategy, name, fail=error)

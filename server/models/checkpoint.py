@@ -1,7 +1,7 @@
 """Loads a model from a local file: our own weights, or public checkpoints as they are published.
 
 Read are safetensors and PyTorch .pth files (never unpickled freely) with the parameter names of
-this project, of MAE's official code, of timm, or of transformers' files (ViT, ViTMAE, BERT). Nothing
+this project, of MAE's official code, of timm, or of transformers' files: ViT, ViTMAE, BERT. Nothing
 is fetched. What a checkpoint cannot say (LayerNorm's epsilon, mean and std) is in the config:
 MAE and timm use 1e-6, transformers' ViTMAE 1e-12; most timm models of the "augreg" family use mean
 and std 0.5, the others ImageNet's.

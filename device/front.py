@@ -1,0 +1,142 @@
+"""What a device makes of a sample before it decides where to answer it: embedding and first tokens.
+
+Of a sentence, WordPiece by the tokenizers library and a lookup in numpy; of a picture, the model's
+patch embedding. The mean over a sample's words or patches is its embedding; the tokens, with their
+positions, are what the first layer is given if the sample stays here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from common.codec import encode
+from common.errors import ConfigError, Refused
+from common.messages import Tensor
+from device import inference
+from device.bundle import Bundle
+from device.strategy import Frame
+
+F32 = npt.NDArray[np.float32]
+UNKNOWN = 1
+"""The id of words that cannot be made of any pieces."""
+ENDS = 2
+"""Tokens around a sentence: [CLS] and [SEP]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A sample as far as it is known without a layer of the model.
+
+    `embedding` float32 [dim]. `tokens()` float32 [n, dim], the first layer's input. `sent()`: the
+    sample for a server. `doubt`: None, or why an answer may be poor.
+    """
+
+    embedding: F32
+    tokens: Callable[[], F32]
+    sent: Callable[[], Mapping[str, Tensor]]
+    doubt: str | None = None
+
+
+class Front(Protocol):
+    """From a frame to what is seen of it."""
+
+    def __call__(self, frame: Frame) -> Seen:
+        """Raises Refused for a frame that nothing can be made of."""
+        ...
+
+
+class Text:
+    """Sentences. `words` int8 [V, dim] times `scales` [V], `places` [S, dim], `norm` [2, dim]."""
+
+    def __init__(self, tables: Mapping[str, npt.NDArray[Any]], words: Path) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise ConfigError(
+                "text needs a tokenizer: pip install 'offboard[device-text]' "
+                "(or pip install tokenizers)"
+            ) from None
+        try:
+            self._tokenizer = Tokenizer.from_file(str(words))
+        except Exception as error:  # the library's errors are plain Exceptions
+            raise ConfigError(f"{words.name} is no tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._words = tables["words"]
+        self._scales = tables["scales"].astype(np.float32)
+        self._places = tables["places"].astype(np.float32)
+        self._norm = tables["norm"].astype(np.float32)
+        self._eps = float(tables["eps"])
+
+    def ids(self, text: str) -> tuple[npt.NDArray[np.uint16], int]:
+        """Token ids uint16 [n], [CLS] first and [SEP] last, and how many word pieces `text` has.
+
+        As many as the model reads; the rest is cut off.
+        """
+        whole = np.array(self._tokenizer.encode(text).ids, dtype=np.uint16)
+        most = len(self._places)
+        ids = whole if len(whole) <= most else np.append(whole[: most - 1], whole[-1])
+        return ids, len(whole) - ENDS
+
+    def __call__(self, frame: Frame) -> Seen:
+        """Raises Refused where no word is known."""
+        ids, total = self.ids(frame.text)
+        read = len(ids) - ENDS
+        known = int((ids[1:-1] != UNKNOWN).sum())
+        if not known:
+            raise Refused("bad", "none of its words is known: is it another language?")
+        doubts = []
+        if read < total:
+            doubts.append(f"only the first {read} of {total} word pieces were read")
+        if known < read - known:
+            doubts.append(f"{read - known} of {read} word pieces are unknown")
+        words = self._words[ids] * self._scales[ids, None]
+
+        def tokens() -> F32:
+            x = words + self._places[: len(ids)]
+            x = x - x.mean(1, keepdims=True)
+            x /= np.sqrt((x * x).mean(1, keepdims=True) + self._eps)
+            return np.asarray(x * self._norm[0] + self._norm[1], np.float32)
+
+        return Seen(
+            words[1:-1].mean(0), tokens, lambda: {"ids": encode(ids)}, "; ".join(doubts) or None
+        )
+
+
+class Picture:
+    """Pictures. `first` [1, dim] is the class token, `places` [N, dim] the patches' positions."""
+
+    def __init__(
+        self, tables: Mapping[str, npt.NDArray[Any]], embed: inference.Model, quality: int
+    ) -> None:
+        self._first = tables["first"].astype(np.float32)
+        self._places = tables["places"].astype(np.float32)
+        self._embed = embed
+        self._quality = quality
+
+    def __call__(self, frame: Frame) -> Seen:
+        patches = self._embed(frame.pixels)
+        return Seen(
+            patches.mean(0),
+            lambda: np.concatenate((self._first, patches + self._places)),
+            lambda: {"frame": encode(frame.pixels, "jpeg", quality=self._quality)},
+        )
+
+
+def load(bundle: Bundle, params: Mapping[str, Any]) -> Front:
+    """The front that a strategy's `params` name files for.
+
+    `front`: its tables; `words`: the tokenizer of text; `embed`: the embedding of pictures, which
+    are sent at JPEG `quality`. Raises ConfigError, or Unavailable without the files.
+    """
+    with np.load(bundle.path(params["front"])) as held:
+        tables = {name: held[name] for name in held.files}
+    if "words" in params:
+        return Text(tables, bundle.path(params["words"]))
+    embed = inference.load(bundle.path(params["embed"]), "frame", "embedding")
+    return Picture(tables, embed, int(params.get("quality", 75)))
