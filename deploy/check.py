@@ -26,7 +26,10 @@ def check_server(file: str) -> None:
     if settings.metrics:
         parse_address(settings.metrics)
     profile = load_profile(settings.profile)
-    for name in filter(None, (each.strip() for each in settings.strategies.split(","))):
+    settings.cloud_secret()
+    if settings.cloud:
+        parse_address(settings.cloud)
+    for name in settings.names or ():
         profile.manifest.params(name)
 
 

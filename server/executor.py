@@ -29,7 +29,7 @@ from common.messages import Query
 from server.batcher import Batcher
 from server.memory import NOTHING, Recalled
 from server.metrics import Metrics
-from server.strategy import Outcome, Strategy, Work
+from server.strategy import Outcome, PassOn, Strategy, Work
 
 log = logging.getLogger("offboard.executor")
 GOING = "the server is going away"
@@ -38,14 +38,17 @@ GOING = "the server is going away"
 class Job:
     """One query on its way through the server.
 
-    Times in seconds on `time.monotonic`. `done` is called once, on the loop, when either
-    `outcome` or `refused` is set. `cancelled` may be set at any time.
+    Times in seconds on `time.monotonic`. `done` is called once, on the loop: `outcome` or `refused`
+    is set then, or neither: `prepare` passes the query on. `cancelled` may be set at any time.
+    `degraded`: why the answer will not be the best, whatever the strategy makes of it. `waited`:
+    seconds that its query spent here before, on other ways.
     """
 
     __slots__ = (
         "arrived",
         "cancelled",
         "deadline",
+        "degraded",
         "done",
         "key",
         "outcome",
@@ -54,6 +57,7 @@ class Job:
         "refused",
         "source",
         "started",
+        "waited",
         "work",
     )
 
@@ -74,6 +78,8 @@ class Job:
         self.source = source
         self.recalled = recalled
         self.cancelled = False
+        self.degraded: str | None = None
+        self.waited = 0.0
         self.key: Hashable = None
         self.work: Work | None = None
         self.started = 0.0
@@ -226,6 +232,9 @@ class Executor:
             hash(work.key)  # it may hold what the device sent: fail here, not in the batcher
             job.key = work.key
             job.work = work
+        except PassOn:
+            self._finish(job)
+            return False
         except Refused as refused:
             self._finish(job, refused)
             return False

@@ -18,9 +18,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import nan
 
-from common import channel, journal
+from common import channel, journal, registry
+from common.client import Client
 from common.errors import ConfigError
 from common.notify import notify, watch
 from common.profile import Profile
@@ -32,6 +34,7 @@ from server.listener import Listener, check_exposure, parse_address, show_addres
 from server.memory import MemoryLimits
 from server.metrics import Endpoint, Metrics
 from server.pulse import Pulse
+from server.relay import Relay, client
 from server.service import Offer, Service, SessionLimits, wire_limits
 from server.settings import Settings
 from server.strategy import Strategy
@@ -64,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         secret = settings.secret()
         host, port = parse_address(settings.listen)
         check_exposure(host, token=secret, insecure=settings.insecure)
+        settings.cloud_secret()
+        if settings.cloud:
+            parse_address(settings.cloud)
         profile = load_profile(settings.profile)
         metrics = Metrics()
         strategies = _strategies(settings, profile, metrics)
@@ -74,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _strategies(settings: Settings, profile: Profile, metrics: Metrics) -> Mapping[str, Strategy]:
+    if settings.names == ():
+        return {}
     began = time.monotonic()
     import torch  # only now: wrong settings are told without waiting for it
 
@@ -81,11 +89,10 @@ def _strategies(settings: Settings, profile: Profile, metrics: Metrics) -> Mappi
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    serving = Serving(profile, settings.device, settings.batch)
+    serving = Serving(profile, settings.device, settings.batch, edge=bool(settings.cloud))
     if settings.rate is not None:
         serving.bucket = Bucket(settings.rate, lambda: metrics.bytes_in, time.monotonic())
-    names = [name.strip() for name in settings.strategies.split(",") if name.strip()]
-    made = strategies(serving, names or None)
+    made = strategies(serving, settings.names)
     log.info(
         "profile=%s device=%s strategies=%s loaded in %.1f s",
         *(profile.name, serving.device, ",".join(made), time.monotonic() - began),
@@ -119,8 +126,11 @@ async def _serve(
         metrics=metrics,
         on_death=lambda error: end(1, f"the executor died: {error!r}"),
     )
+    offered = set(strategies)
+    if settings.cloud:  # what the cloud will answer, if it is there or not yet
+        offered |= set(registry.names("server.strategies")) & set(profile.manifest.strategies)
     service = Service(
-        Offer.of(profile, strategies),
+        Offer.of(profile, offered),
         executor,
         metrics,
         SessionLimits(
@@ -134,8 +144,10 @@ async def _serve(
     _add_gauges(metrics, service)
     await executor.start()
     watching = asyncio.create_task(watch(Pulse(executor)))
-    endpoint = None
+    endpoint = cloud = None
     try:
+        if settings.cloud:
+            cloud = await _cloud(settings, service, strategies).__aenter__()
         endpoint = _endpoint(settings, service)
         listener = await Listener.open(service, host, port)
         # What was loaded stays: the collector need not walk it again and again.
@@ -151,6 +163,8 @@ async def _serve(
         # A dead executor finishes nothing: do not wait for it.
         await listener.close("the server is going away", 0.0 if status else settings.grace_s)
     finally:
+        if cloud is not None:
+            await cloud.close()
         await executor.stop(settings.grace_s)
         watching.cancel()
         if endpoint is not None:
@@ -159,11 +173,32 @@ async def _serve(
     return int(status)
 
 
+def _cloud(settings: Settings, service: Service, held: Collection[str]) -> Client:
+    """Make `service` an edge: the client of its cloud, to be entered."""
+    relay = Relay(
+        settings.cloud, service.offer.digest, held, service.metrics, limit=settings.max_queue
+    )
+    service.relay = relay
+    service.metrics.gauges |= {
+        "offboard_cloud_connected": ("Queries can be passed on", lambda: relay.trouble is None),
+        "offboard_cloud_pending": ("Queries out to the cloud", lambda: relay.pending),
+        "offboard_cloud_rtt_seconds": ("Shortest round trip", lambda: relay.rtt or nan),
+    }
+    return client(relay, *parse_address(settings.cloud), settings.cloud_secret())
+
+
 def _endpoint(settings: Settings, service: Service) -> Endpoint | None:
     if not settings.metrics:
         return None
     host, port = parse_address(settings.metrics)
-    endpoint = Endpoint(host, port, service.metrics, lambda: trouble(service, time.monotonic()))
+    relay = service.relay
+    endpoint = Endpoint(
+        host,
+        port,
+        service.metrics,
+        lambda: trouble(service, time.monotonic()),
+        lambda: [] if relay is None else [relay.describe()],
+    )
     log.info("metrics on=%s", show_address(host, endpoint.port))
     return endpoint
 
@@ -177,6 +212,9 @@ def trouble(service: Service, now: float) -> str | None:
         return f"a forward has been running for {now - since:.0f} s"
     if service.executor.failures_in_a_row >= BROKEN:
         return f"{service.executor.failures_in_a_row} forwards failed in a row"
+    relay = service.relay
+    if relay is not None and relay.trouble is not None and not relay.held:
+        return "nothing is served here without the cloud"
     return None
 
 

@@ -14,6 +14,7 @@ from common.wire import DEFAULT, Limits
 from server.executor import Executor
 from server.memory import MemoryLimits
 from server.metrics import Metrics
+from server.relay import Relay
 
 if TYPE_CHECKING:
     from server.session import Session
@@ -79,7 +80,10 @@ def wire_limits(profile: Profile) -> Limits:
 
 @dataclass(slots=True)
 class Service:
-    """One server's state. `token` "": every device is welcome. `wire`: limits once let in."""
+    """One server's state. `token` "": every device is welcome. `wire`: limits once let in.
+
+    `relay`: the way to the cloud, if this server is an edge.
+    """
 
     offer: Offer
     executor: Executor
@@ -87,6 +91,7 @@ class Service:
     limits: SessionLimits = field(default_factory=SessionLimits)
     token: str = ""
     wire: Limits = DEFAULT
+    relay: Relay | None = None
     draining: bool = False
     sessions: set[Session] = field(default_factory=set)
     """Devices that have authenticated."""

@@ -34,11 +34,16 @@ STRATEGIES = "server.strategies"
 class Serving:
     """See the module's text. `device`: "cpu", "cuda" or "cuda:N". `max_batch`: to warm for.
 
-    Raises ConfigError: no such device, weights that do not fit.
+    `edge`: whether a cloud peer stands behind this server, so that a strategy with exits may hold
+    only the layers that its profile gives an edge. Raises ConfigError: no such device, weights
+    that do not fit.
     """
 
-    def __init__(self, profile: Profile, device: str = "cpu", max_batch: int = 1) -> None:
+    def __init__(
+        self, profile: Profile, device: str = "cpu", max_batch: int = 1, *, edge: bool = False
+    ) -> None:
         self.profile = profile
+        self.edge = edge
         self.device = _device(device)
         self.warm_sizes = (1,) if self.device.type == "cpu" else (1, max_batch)
         """Batch sizes worth warming: a GPU takes its memory and picks its kernels by size."""

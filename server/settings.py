@@ -17,7 +17,16 @@ class Settings:
     profile: str = setting("profile to serve: a name or a directory", required=True)
     listen: str = setting("where devices connect; port 0: any", default="127.0.0.1:7070")
     device: str = setting("where models run: cpu, cuda or cuda:N", default="cpu")
-    strategies: str = setting("only these, comma-separated (default: all)", default="")
+    strategies: str = setting("only these, comma-separated, or none (default: all)", default="")
+    cloud: str = setting(
+        "be an edge: pass on to this server what is not served here",
+        default="",
+        metavar="HOST:PORT",
+    )
+    cloud_token: str = setting("shared secret of the cloud", default="", flag=False)
+    cloud_token_file: str = setting(
+        "file that holds the shared secret of the cloud", default="", metavar="FILE"
+    )
     token: str = setting("shared secret of the devices", default="", flag=False)
     token_file: str = setting("file that holds the shared secret", default="", metavar="FILE")
     insecure: bool = setting("listen to the network without a secret", default=False)
@@ -63,6 +72,17 @@ class Settings:
             if not value >= least:
                 raise ConfigError(f"{name} is {value:g}: give at least {least}")
         self.rate  # noqa: B018 - raises
+        if self.names == () and not self.cloud:
+            raise ConfigError("--strategies none serves nothing: give --cloud HOST:PORT, too")
+        if self.cloud and self.cloud == self.listen:
+            raise ConfigError(f"--cloud {self.cloud} is this server itself: give the cloud's")
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The strategies to hold; None: all of the profile."""
+        if self.strategies.strip() == "none":
+            return ()
+        return tuple(each.strip() for each in self.strategies.split(",") if each.strip()) or None
 
     @property
     def on_cpu(self) -> bool:
@@ -91,12 +111,19 @@ class Settings:
 
     def secret(self) -> str:
         """The shared secret, "" if there is none. Raises ConfigError if the file has none."""
-        if not self.token_file:
-            return self.token
-        try:
-            text = Path(self.token_file).read_text().strip()
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--token-file {self.token_file}: {error}") from None
-        if not text:
-            raise ConfigError(f"--token-file {self.token_file} is empty")
-        return text
+        return _secret("--token-file", self.token_file) if self.token_file else self.token
+
+    def cloud_secret(self) -> str:
+        """As `secret`, the cloud's."""
+        file = self.cloud_token_file
+        return _secret("--cloud-token-file", file) if file else self.cloud_token
+
+
+def _secret(flag: str, file: str) -> str:
+    try:
+        text = Path(file).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{flag} {file}: {error}") from None
+    if not text:
+        raise ConfigError(f"{flag} {file} is empty")
+    return text

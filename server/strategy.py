@@ -2,6 +2,12 @@
 
 `prepare` runs on a CPU thread off the event loop and may refuse one query without harming others;
 `forward` runs works of one batch key on the accelerator's thread.
+
+A server started with `--cloud` is an edge: it may hold less of a model than its cloud peer. Where
+that is not enough a strategy passes the query on, from `prepare` by raising `PassOn`, from
+`forward` by `Outcome.onward`; the relay then sends the query on as it came. `params[TIER]` says who
+is to answer: "cloud" is passed on before `prepare` sees it; of "edge" the strategy answers by what
+it holds, which is also how a query comes back when the cloud is away.
 """
 
 from __future__ import annotations
@@ -16,6 +22,13 @@ import numpy.typing as npt
 from common.messages import Query
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+TIER = "tier"
+"""The parameter of any query that says who is to answer it: EDGE, CLOUD, or whoever can."""
+EDGE, CLOUD = "edge", "cloud"
+
+
+class PassOn(Exception):
+    """Raised by `prepare`: this query is for a server that holds more. Never of TIER "edge"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,7 @@ class Outcome:
 
     `probabilities`: float32 [classes]. `wants`: bitmap of patches asked for. `remember`: kept in
     the session's memory under the query's id for a second round (`size` bytes), or None.
+    `onward`: a cloud would do better; the answer stands where there is none, or TIER is "edge".
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -44,6 +58,7 @@ class Outcome:
     remember: Any = None
     size: int = 0
     degraded: str | None = None
+    onward: bool = False
 
 
 class Memory(Protocol):
@@ -58,7 +73,7 @@ class Strategy(Protocol):
     """One way to serve a query."""
 
     def prepare(self, query: Query, memory: Memory) -> Work:
-        """Decode and check one query. Raises Refused("bad" | "forgotten", ...)."""
+        """Decode and check one query. Raises Refused("bad" | "forgotten", ...) or PassOn."""
         ...
 
     def forward(self, works: Sequence[Work]) -> Sequence[Outcome]:

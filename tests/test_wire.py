@@ -210,5 +210,5 @@ def test_what_is_optional_is_left_out_where_it_is_empty() -> None:
     for head in (["raw", "whole", {}, {}], ["raw", "whole", {}, 0, [], 1, {}]):
         with pytest.raises(ProtocolError, match="not a list of 6 fields"):
             parse(forge(Query.KIND, head))
-    with pytest.raises(ProtocolError, match="Query.via: "):
+    with pytest.raises(ProtocolError, match=r"Query\.via: "):
         parse(forge(Query.KIND, ["raw", "whole", {}, 0, [7], {}]))
