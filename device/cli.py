@@ -38,9 +38,13 @@ class Settings:
     server: str = setting("where the server listens", required=True, metavar="HOST:PORT")
     source: str = setting(
         "pictures or wav sounds: a folder, a file, a quoted pattern; of pictures also a video, "
-        "camera:N, or - for JPEG or PNG pictures one after another on standard input",
+        "camera:N, or - for JPEG or PNG pictures one after another on standard input; sentences, "
+        "one a line: a .txt or .tsv file, or - for standard input",
         required=True,
         metavar="SOURCE",
+    )
+    profile: str | None = setting(
+        "the profile that the server must serve (default: any)", default=None, metavar="NAME"
     )
     strategy: str | None = setting(
         f"one of {', '.join(registry.names(STRATEGIES))} (default: the profile's)", default=None
@@ -83,7 +87,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             _joined(sys.argv[1:] if argv is None else argv),
             prog=PROG,
             table="device",
-            description="Answer what pictures or sounds hold, with the help of an Offboard server.",
+            description="Answer what is in pictures, sounds or sentences, with an Offboard server.",
         )
         journal.configure(settings.log, f"%(asctime)s {PROG} %(levelname)s %(message)s")
         offboard, source = _prepared(settings)
@@ -114,6 +118,7 @@ def _prepared(settings: Settings) -> tuple[Offboard, Source]:
         strategy=settings.strategy,
         params=params,
         deadline_ms=settings.deadline or None,
+        profile=settings.profile,
         token=_token(settings),
         cache=Path(settings.cache) if settings.cache else None,
         patience=settings.patience,
@@ -200,5 +205,5 @@ async def _stream(settings: Settings, offboard: Offboard, source: Source) -> int
     if signals and signals[0] == signal.SIGINT:
         return INTERRUPTED
     if not summary.frames and not signals:
-        raise ConfigError(f"--source {settings.source!r} gave no picture and no sound")
+        raise ConfigError(f"--source {settings.source!r} gave no picture, sound or sentence")
     return 1 if summary.unanswered else 0

@@ -27,6 +27,7 @@ from common import registry
 from common.client import Client
 from common.errors import ConfigError, Unavailable
 from device.bundle import Bundle, Cache, default_cache
+from device.content import TEXT, Data
 from device.feed import Feed
 from device.keeper import Gate, Keeper
 from device.link import Link
@@ -120,13 +121,14 @@ class Offboard:
     async def infer(self, picture: str | Path | bytes | Pixels, name: str | None = None) -> Answer:
         """What is in `picture`: a file, an encoded picture, or uint8 [H, W, 3] RGB of any size.
 
-        Never raises for a picture or a link that is bad: see `Answer.error` and `.degraded`.
+        By a profile of text, a str is a sentence. Never raises for a picture or a link that is bad:
+        see `Answer.error` and `.degraded`.
         """
         index, self._index = self._index, self._index + 1
-        if isinstance(picture, str | Path):
-            name = name or str(picture)
-            picture = Path(picture)
-        return await self._answer(Shot(index, name or str(index), picture))
+        data: Data = Path(picture) if isinstance(picture, str) else picture
+        if isinstance(picture, str) and self._task == TEXT:
+            data, name = bytes(picture, "utf-8"), name or str(index)
+        return await self._answer(Shot(index, name or _name(data, index), data))
 
     async def stream(self, source: Source, in_flight: int) -> AsyncGenerator[Answer, None]:
         """Answers to all of `source`: stored frames in order, live ones as they come.
@@ -165,6 +167,10 @@ class Offboard:
             feed.close()
             for task in (*running, *([taking] if taking else [])):
                 await _stop(task)
+
+    @property
+    def _task(self) -> str | None:
+        return None if self._pipeline is None else self._pipeline.bundle.manifest.task
 
     def _width(self, in_flight: int) -> int:
         """Frames under way at once: answers of the device itself come one after the other."""
@@ -249,6 +255,7 @@ def offboard_connect(
     strategy: str | None = None,
     params: Mapping[str, Any] | None = None,
     deadline_ms: float | None = None,
+    profile: str | None = None,
     token: str = "",
     cache: Path | None = None,
     patience: float = PATIENCE,
@@ -256,11 +263,12 @@ def offboard_connect(
     """A device's end of Offboard, to be entered with `async with`.
 
     `server`: HOST:PORT. `strategy` None: the profile's. `params` override the profile's
-    parameters. `deadline_ms` runs from the moment a frame is in memory. `patience`: seconds
-    without a server that a frame waits if nothing else can answer it. Raises ConfigError.
+    parameters. `deadline_ms` runs from the moment a frame is in memory. `profile`: the only one to
+    be answered by. `patience`: seconds without a server that a frame waits if nothing else can
+    answer it. Raises ConfigError.
     """
     host, port = address(server)
-    choice = Choice(strategy, params or {}, deadline_ms)
+    choice = Choice(strategy, params or {}, deadline_ms, profile)
     choice.check()
     return Offboard(
         host, port, choice, token=token, cache=cache or default_cache(), patience=patience
@@ -325,6 +333,10 @@ def address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"server {text!r}: give HOST:PORT, such as 192.168.1.20:7070")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _name(data: Data, index: int) -> str:
+    return str(data) if isinstance(data, Path) else str(index)
 
 
 async def _next(feed: Feed) -> Shot | None:

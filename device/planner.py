@@ -18,7 +18,7 @@ from device.strategy import Plan
 
 STRATEGIES = "device.strategies"
 LOCAL = "local"
-PREFERENCE = ("amot", "jpeg", "raw", LOCAL)
+PREFERENCE = ("amot", "jpeg", "raw", "dimee", "dimec", LOCAL)
 """What is taken where nobody chooses: the first that the profile offers."""
 
 
@@ -27,11 +27,13 @@ class Choice:
     """What the user asked for. `strategy` None: the profile's first of PREFERENCE.
 
     `params`: values, or their texts, for that strategy. `deadline_ms` None: no deadline.
+    `profile`: the only one to be answered by; None: whichever the server has.
     """
 
     strategy: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     deadline_ms: float | None = None
+    profile: str | None = None
 
     def check(self) -> None:
         """Raises ConfigError for what is wrong whichever profile the server has."""
@@ -51,8 +53,12 @@ class Planner:
     """Plans frames for one profile. `strategy`: the one that answers while all is well."""
 
     def __init__(self, manifest: Manifest, choice: Choice) -> None:
-        """Raises ConfigError if the profile does not offer what was chosen."""
+        """Raises ConfigError if the profile is another, or does not offer what was chosen."""
         choice.check()
+        if choice.profile not in (None, manifest.name):
+            raise ConfigError(
+                f"the server serves the profile {manifest.name!r}, not {choice.profile!r}"
+            )
         self.strategy = choice.strategy or _default(manifest)
         manifest.params(self.strategy)
         self.deadline_ms = choice.deadline_ms

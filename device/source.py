@@ -1,4 +1,4 @@
-"""Where pictures and sounds come from: folder, file, pattern, video, camera, standard input.
+"""Where pictures, sounds and sentences come from: folder, file, pattern, camera, standard input.
 
 A source yields `Shot`s: a name and bytes (or a path, or pixels) not decoded yet, so that a live
 source can drop a shot before anything was spent on it. Reading blocks: `feed` does it in a thread.
@@ -7,6 +7,7 @@ source can drop a shot before anything was spent on it. Reading blocks: `feed` d
 from __future__ import annotations
 
 import glob
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from typing import BinaryIO
 
 from common.errors import ConfigError
 from device.content import Data, Reader
-from device.splitter import Splitter
+from device.splitter import Splitter, are_pictures
 from device.strategy import Frame
+from device.text import Lines
 
 PICTURES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
 SOUNDS = frozenset((".wav",))
+TABLES = frozenset((".tsv",))
+TEXTS = TABLES | {".txt"}
 STREAMS = frozenset((".mjpeg", ".mjpg"))
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"))
 STANDARD_INPUT = 0
@@ -81,6 +85,8 @@ def open_source(text: str) -> Source:
         suffix = path.suffix.lower()
         if suffix in STREAMS:
             return Source(lambda: _stored_stream(path))
+        if suffix in TEXTS:
+            return Source(lambda: _stored_lines(path, suffix in TABLES))
         if suffix in VIDEOS:
             from device import camera
 
@@ -92,7 +98,7 @@ def open_source(text: str) -> Source:
         return of_files(files, None)
     raise ConfigError(
         f"--source {text!r} is nothing that exists: give a folder, a file, a quoted pattern, "
-        "camera:N, or - for pictures on standard input"
+        "camera:N, or - for pictures or lines of text on standard input"
     )
 
 
@@ -114,27 +120,40 @@ def of_files(files: Sequence[Path], root: Path | None) -> Source:
     return Source(shots, len(files))
 
 
-def split_stream(stream: BinaryIO | FileIO) -> Iterator[Shot]:
-    """The pictures written one after another to `stream`, named by their number."""
-    splitter = Splitter()
+def split_stream(
+    stream: BinaryIO | FileIO, splitter: Splitter | Lines | None = None
+) -> Iterator[Shot]:
+    """The pictures, or lines, one after another in `stream`, named by their number.
+
+    `splitter` None: its first bytes tell which they are.
+    """
     index = 0
     while data := stream.read(_CHUNK):
+        if splitter is None:
+            splitter = Splitter() if are_pictures(data) else Lines()
         for each in splitter.feed(data):
             yield Shot(index, str(index), each)
             index += 1
-    if rest := splitter.rest():
+    if splitter is not None and (rest := splitter.rest()):
         yield Shot(index, str(index), rest)
 
 
 def _standard_input() -> Iterator[Shot]:
     # Unbuffered: a thread that waits in sys.stdin holds a lock without which Python cannot exit.
     with open(STANDARD_INPUT, "rb", buffering=0, closefd=False) as stream:
+        if stream.isatty():
+            print("a sentence a line; Ctrl-D ends", file=sys.stderr, flush=True)
         yield from split_stream(stream)
 
 
 def _stored_stream(path: Path) -> Iterator[Shot]:
     with path.open("rb", buffering=0) as stream:
-        yield from split_stream(stream)
+        yield from split_stream(stream, Splitter())
+
+
+def _stored_lines(path: Path, table: bool) -> Iterator[Shot]:
+    with path.open("rb", buffering=0) as stream:
+        yield from split_stream(stream, Lines(table=table))
 
 
 def _suffixes(of: frozenset[str]) -> str:

@@ -17,6 +17,14 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """In coded data: a byte FF that is neither stuffed nor a restart, so a marker."""
 
 
+def are_pictures(start: bytes) -> bool:
+    """Whether a stream that begins like this is of pictures, from the middle of one on, too.
+
+    Otherwise it is of text, which has no byte zero; coded pictures have many.
+    """
+    return b"\0" in start or _START.search(start) is not None
+
+
 class Splitter:
     """Cuts a byte stream into pictures.
 

@@ -199,9 +199,23 @@ def test_pictures_on_standard_input(tmp_path: Path) -> None:
 
 
 def test_no_picture_at_all_is_an_error() -> None:
-    status, out, err = program(Stub(), "--source", "-", "--json", data=b"nothing")
+    status, out, err = program(Stub(), "--source", "-", "--json", data=b"")
     assert (status, out) == (2, "")
     assert "gave no picture" in err
+
+
+def test_text_for_a_profile_of_pictures_is_an_error_a_line() -> None:
+    status, out, _ = program(Stub(), "--source", "-", "--json", data=b"one\ntwo")
+    answers = [json.loads(text) for text in out.splitlines()]
+    assert status == 1
+    assert [answer["frame"] for answer in answers] == ["0", "1"]
+    assert all(answer["error"].startswith("unreadable: ") for answer in answers)
+
+
+def test_another_profile_than_the_one_asked_for_is_refused() -> None:
+    status, out, err = program(Stub(), "--source", "-", "--profile", "sst2", data=b"fine\n")
+    assert (status, out) == (2, "")
+    assert "the server serves the profile 'shades', not 'sst2'" in err
 
 
 def test_the_process_imports_no_more_than_it_needs(tmp_path: Path) -> None:
