@@ -173,6 +173,7 @@ def test_the_reader_and_the_view_of_a_sound() -> None:
     np.testing.assert_array_equal(view(frame), features(sound.load(data), 32, 80))
     np.testing.assert_array_equal(read(frame.samples), frame.samples)
     assert not view(Frame(0, "", content.blank(manifest()), 0.0)).any()
+    np.testing.assert_array_equal(content.signal(manifest())(frame), view(frame)[:, :, 0].T)
 
 
 @pytest.mark.parametrize(
