@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import ConfigError
 from common.profile import Input, Manifest
 from common.sound import LONGEST, features
-from device import picture, sound
+from device import picture, sound, text
 from device.strategy import Content, Frame, Pixels, Samples
 
 Data = bytes | Path | Pixels | Samples
@@ -86,11 +86,27 @@ def sounds(size: Input) -> Reader:
     return read
 
 
+def sentences(size: Input) -> Reader:
+    """Sentences, whatever their length; the strategies make words of them."""
+
+    def read(data: Data) -> str:
+        if isinstance(data, bytes | Path):
+            return text.load(data)
+        raise ValueError("a sentence is text, not an array")
+
+    return read
+
+
 def _zeros(size: Input) -> Pixels:
     return np.zeros((size.height, size.width, size.channels), np.uint8)
 
 
-READERS: dict[str, Callable[[Input], Reader]] = {"classify": pictures, "listen": sounds}
+TEXT = "classify-text"
+READERS: dict[str, Callable[[Input], Reader]] = {
+    "classify": pictures,
+    "listen": sounds,
+    TEXT: sentences,
+}
 """By the profile's task."""
 VIEWS: dict[str, Callable[[Input], View]] = {
     "classify": lambda size: lambda frame: frame.pixels,
@@ -99,4 +115,5 @@ VIEWS: dict[str, Callable[[Input], View]] = {
 BLANKS: dict[str, Callable[[Input], Content]] = {
     "classify": _zeros,
     "listen": lambda size: np.zeros(1, np.float32),
+    TEXT: lambda size: "",
 }
