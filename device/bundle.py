@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +55,7 @@ class Bundle:
     def needed(self, strategy: str) -> list[File]:
         """The files that the parameters of `strategy` name; none for a strategy not offered."""
         params = self.manifest.strategies.get(strategy, {})
-        named = {value for value in params.values() if isinstance(value, str)}
+        named = set(_texts(params))
         return [file for file in self.manifest.files if file.path in named]
 
     def can(self, strategy: str) -> bool:
@@ -70,6 +71,15 @@ class Bundle:
             for file in self.manifest.files
             if file.path not in self.present and (not strategies or file.path in wanted)
         ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in JSON values, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def default_cache() -> Path:

@@ -34,7 +34,8 @@ def load(path: Path, source: str = "frame", target: str = "probabilities") -> Mo
     raise ConfigError(f"{path.name}: a local model is an .onnx or a .tflite file")
 
 
-def _onnx(path: Path, source: str, target: str) -> Model:
+def session(path: Path) -> Any:
+    """An ONNX Runtime session of one thread. Raises ConfigError: no runtime, no such model."""
     # Since 1.29 its Linux wheels report models and sessions to their maker, unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -49,18 +50,20 @@ def _onnx(path: Path, source: str, target: str) -> Model:
     options.inter_op_num_threads = THREADS
     options.log_severity_level = 3
     try:
-        session: Any = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no public root
         raise ConfigError(f"{path.name} cannot be loaded by ONNX Runtime: {error}") from None
-    inputs = [each.name for each in session.get_inputs()]
-    outputs = [each.name for each in session.get_outputs()]
+
+
+def _onnx(path: Path, source: str, target: str) -> Model:
+    opened = session(path)
+    inputs = [each.name for each in opened.get_inputs()]
+    outputs = [each.name for each in opened.get_outputs()]
     if inputs != [source] or target not in outputs:
         raise ConfigError(f"{path.name} maps {inputs} to {outputs}, not {source!r} to {target!r}")
 
     def model(array: npt.NDArray[Any]) -> F32:
-        (output,) = session.run([target], {source: array[None]})
+        (output,) = opened.run([target], {source: array[None]})
         return np.asarray(output[0], dtype=np.float32)
 
     return model

@@ -27,6 +27,17 @@ def embed_onnx(vit: VisionTransformer, path: Path) -> int:
     Writes ``path`` and returns the multiply-adds.
     """
     config, g = vit.config, Graph()
+    rows = embedding(g, vit)
+    g.reshape(rows, EMBEDDING, 1, config.grid**2, config.dim)
+    return g.save(
+        path, EMBEDDING, pictures(FRAME, 1, config.image, config.image, config.channels),
+        floats(EMBEDDING, 1, config.grid**2, config.dim),
+    )  # fmt: skip
+
+
+def embedding(g: Graph, vit: VisionTransformer) -> str:
+    """Adds ``frame`` uint8 [1, H, W, 3] to rows float32 [N, dim], before their positions."""
+    config = vit.config
     grid, side, channels = config.grid, config.patch, config.channels
     mean = (255 * vit.mean[:channels]).view(1, channels, 1, 1)
     std = (255 * vit.std[:channels]).view(1, channels, 1, 1)
@@ -47,11 +58,7 @@ def embed_onnx(vit: VisionTransformer, path: Path) -> int:
     for place, mixer in enumerate(vit.mixers):
         assert isinstance(mixer, Mixer)
         x = _mixer(g, x, f"mixer{place}", mixer, grid)
-    g.reshape(x, EMBEDDING, 1, grid**2, config.dim)
-    return g.save(
-        path, EMBEDDING, pictures(FRAME, 1, config.image, config.image, channels),
-        floats(EMBEDDING, 1, grid**2, config.dim),
-    )  # fmt: skip
+    return x
 
 
 def po_onnx(vit: VisionTransformer, path: Path) -> int:

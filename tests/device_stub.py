@@ -103,6 +103,19 @@ def computing_models() -> dict[str, bytes]:
             ("embedding", 1, [1, count, width]), ("tokens", 1, [1, 1 + count, width]),
             start=np.array([0]), end=np.array([1]), axis=np.array([1]),
         ),
+        "weights/embed.onnx": _graph(
+            [node("Cast", "frame", "float", to=1), node("Reshape", "float shape", "tokens")],
+            ("frame", 2, [1, SIDE, SIDE, 3]), ("tokens", 1, [1, count, width]),
+            shape=np.array([1, count, width]),
+        ),
+        "weights/block.onnx": _graph(
+            [node("Identity", "tokens", "tokens.out"), node("Identity", "sizes", "sizes.out"),
+             node("Identity", "merge", "unused")],
+            [("tokens", 1, [count, width]), ("sizes", 1, [count]), ("merge", 7, [1])],
+            [("tokens.out", 1, [count, width]), ("sizes.out", 1, [count])],
+        ),
+        "weights/last.onnx": local_model(),
+        "weights/vit.safetensors": b"what the graphs of a real profile point into",
         "device/mbc.onnx": _graph(
             [mean, turned, node("Mul", "row scale", "latent")],
             ("embedding", 1, [1, count, width]), ("latent", 1, [1, 1, count]),
@@ -130,12 +143,18 @@ def encoder_file() -> bytes:
 
 
 def _graph(nodes: list[Any], source: Any, target: Any, **constants: Any) -> bytes:
-    """An ONNX model of `nodes`; `source` and `target` are (name, element type, shape)."""
+    """An ONNX model of `nodes`; `source` and `target` are (name, element type, shape), or lists."""
     from onnx import helper, numpy_helper
 
-    values = [helper.make_tensor_value_info(*each) for each in (source, target)]
+    inputs, outputs = (
+        [
+            helper.make_tensor_value_info(*each)
+            for each in (side if isinstance(side, list) else [side])
+        ]
+        for side in (source, target)
+    )
     held = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "stub", values[:1], values[1:], held)
+    graph = helper.make_graph(nodes, "stub", inputs, outputs, held)
     opset = helper.make_opsetid("", 17)
     return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
 
@@ -154,6 +173,10 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
     if "device/embed.onnx" in files:
         offered["po"] = {"embed": "device/embed.onnx", "block": "device/po.onnx"}
         offered["mbc"] = {"embed": "device/embed.onnx", "squeeze": "device/mbc.onnx"}
+        offered["janus"] = {
+            "weights": "weights/vit.safetensors", "embed": "weights/embed.onnx",
+            "blocks": ["weights/block.onnx"], "last": "weights/last.onnx", "tokens": 16, "split": 1,
+        }  # fmt: skip
         offered["df"] = {"filter": "device/df.onnx", "r": 0.25}
     if "device/front.npz" in files:
         offered |= dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED)

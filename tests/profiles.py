@@ -33,6 +33,15 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "df": {"filter": "device/df.onnx", "r": 0.25, "recovery": "mae"},
     "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 1.0},
     "isr": {"scale": 0.5, "quality": 75},
+    "janus": {
+        "weights": "weights/vit.safetensors",
+        "embed": "weights/vit-embed.onnx",
+        "blocks": ["weights/vit-block1.onnx", "weights/vit-block2.onnx"],
+        "last": "weights/vit-last.onnx",
+        "tokens": 17,
+        "split": 1,
+        "alpha": 1.0,
+    },
     "deepcod": {"rate": 1, "backbone": "vit", "npz-1": "device/deepcod-1.npz"},
     **dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED),
 }
@@ -53,6 +62,8 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     for name, data in tiers_stub.files((SIDE // PATCH) ** 2, 16).items():
         (root / name).write_bytes(data)
         files.append(name)
+    janus = STRATEGIES["janus"]
+    files += [janus["weights"], janus["embed"], *janus["blocks"], janus["last"]]
     document = {
         "format": FORMAT,
         "name": "tiny",
@@ -93,6 +104,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     from common import huffman
     from profiles.export import filter_onnx
     from profiles.export_deepcod import numpy_file
+    from profiles.export_janus import layers_onnx
     from profiles.export_split import embed_onnx, mbc_onnx, po_onnx
     from profiles.train.bottleneck import start
     from profiles.train.filter import Filter
@@ -140,6 +152,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     save_file(exits.state_dict(), root / "weights" / "exits.safetensors")
     save_file(codecs.state_dict(), root / "weights" / "deepcod.safetensors")
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
+    layers_onnx(classifier, root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
     save_file(sharper.state_dict(), root / "weights" / "superres.safetensors")
     save_file(squeezed.state_dict(), root / "weights" / "bottleneck.safetensors")

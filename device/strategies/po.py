@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from common.codec import encode
-from common.messages import Query, Tensor
+from common.messages import Query
+from common.tokens import pack
 from device import inference
 from device.bundle import Bundle
 from device.inference import Model
@@ -44,17 +42,8 @@ class Po:
         """One round; Refused and Unavailable pass through."""
         params = {**self.params, **plan.params}
         tokens = self.block(self.embed(frame.pixels))
-        result = yield Query(NAME, "tokens", tensors=_coded(tokens, **params))
+        result = yield Query(NAME, "tokens", tensors=pack(tokens, **params))
         return Answer.of_result(result, self.classes, strategy=NAME, rounds=1)
-
-
-def _coded(tokens: inference.F32, precision: str, codec: str) -> dict[str, Tensor]:
-    if precision == "fp16":
-        return {"tokens": encode(tokens.astype(np.float16), codec)}
-    # Rounded up, so that the largest value is not beyond 127 scales; never zero.
-    scales = (np.abs(tokens).max(1) / 126.5 + 1e-6).astype(np.float16)
-    values = np.rint(tokens / scales[:, None].astype(np.float32)).astype(np.int8)
-    return {"tokens": encode(values, codec), "scales": encode(scales)}
 
 
 def create(bundle: Bundle) -> Po:

@@ -238,11 +238,20 @@ class VisionTransformer(nn.Module):
         tokens, row = last.forward_with_row(tokens)
         return tokens, row[:, 1:]
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Tokens [b, 1+k, dim] from the last block to logits [b, classes]."""
+    def forward_head(self, tokens: Tensor, size: Tensor | None = None) -> Tensor:
+        """Tokens [b, 1+k, dim] from the last block to logits [b, classes].
+
+        ``size`` [b, 1+k]: how many patches each token stands for; None: one each.
+        """
         if self.config.pool == "cls":
             return self.head(self.norm(tokens[:, 0]))  # type: ignore[no-any-return]
-        return self.head(self.fc_norm(tokens[:, 1:].mean(1)))  # type: ignore[no-any-return]
+        rest = tokens[:, 1:]
+        if size is None:
+            mean = rest.mean(1)
+        else:
+            weight = size[:, 1:, None]
+            mean = (rest * weight).sum(1) / weight.sum(1)
+        return self.head(self.fc_norm(mean))  # type: ignore[no-any-return]
 
     def forward(self, patches: Tensor, indices: Tensor | None = None) -> ViTOutput:
         """Classify frames from ``patches`` [b, k, patch_size] at ``indices`` (see ``embed``)."""

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.errors import Refused
 from common.messages import Query
-from server.serving import F32, Serving, no_step
-from server.split import finish
+from server.serving import Serving, no_step
+from server.split import finish, received
 from server.strategy import Memory, Outcome, Work
 
 NAME = "po"
@@ -32,7 +31,7 @@ class Po:
         """Restore the tokens. Raises Refused("bad" | "unknown")."""
         if query.step != "tokens":
             raise no_step(query, "tokens")
-        return Work(KEY, {"tokens": self._tokens(query)})
+        return Work(KEY, {"tokens": received(self._serving, query, self._shape[0])})
 
     @torch.inference_mode()
     def forward(self, works: Sequence[Work]) -> list[Outcome]:
@@ -46,18 +45,6 @@ class Po:
         blank = Work(KEY, {"tokens": np.zeros(self._shape, np.float32)})
         for size in self._serving.warm_sizes:
             self.forward([blank] * size)
-
-    def _tokens(self, query: Query) -> F32:
-        serving = self._serving
-        if serving.tensor(query, "tokens").dtype == "float16":
-            tokens = serving.array(query, "tokens", "float16", self._shape).astype(np.float32)
-        else:
-            values = serving.array(query, "tokens", "int8", self._shape)
-            scales = serving.array(query, "scales", "float16", self._shape[:1])
-            tokens = values * scales[:, None].astype(np.float32)
-        if not np.isfinite(tokens).all():
-            raise Refused("bad", "tokens are not all finite")
-        return tokens
 
 
 def create(serving: Serving) -> Po:
