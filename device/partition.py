@@ -27,9 +27,11 @@ LINKS: Mapping[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """What an offloading point costs: seconds on the device and on the server, bytes sent."""
+class Choice:
+    """A point and a rate: seconds that it takes on the device and on the server, bytes sent."""
 
+    point: str
+    rate: int
     device: float
     server: float
     size: float
@@ -53,25 +55,31 @@ def throughput(link: Estimate, cold: Estimate) -> float:
     return min(max(cold.throughput, link.least), link.most)
 
 
-def choose(points: Sequence[Point], link: Estimate, cold: Estimate) -> int:
-    """The index of the point of least latency; of equal ones the first."""
+def choose(choices: Sequence[Choice], link: Estimate, cold: Estimate) -> Choice:
+    """The choice of least latency; of equal ones the first."""
     rate = throughput(link, cold)
-    return min(range(len(points)), key=lambda p: points[p].latency(rate))
+    return min(choices, key=lambda choice: choice.latency(rate))
 
 
-def points(measured: Mapping[str, Sequence[float]]) -> tuple[Point, ...]:
-    """The points of a profile's `measured`: {"device_ms": [...], "server_ms": ..., "bytes": ...}.
+def choices(measured: Sequence[Mapping[str, Any]], rate: int) -> tuple[Choice, ...]:
+    """Of each point that was measured the choice of number `rate`, or its dearest if it has fewer.
 
-    Raises ConfigError if that is not one number per point.
+    `measured`: {"point", "rate", "device_ms", "server_ms", "bytes"} each. Raises ConfigError if
+    there is none, or one that lacks something.
     """
+    found: dict[str, Choice] = {}
     try:
-        rows = zip(*(measured[key] for key in ("device_ms", "server_ms", "bytes")), strict=True)
-        made = tuple(Point(float(d) / 1e3, float(s) / 1e3, float(size)) for d, s, size in rows)
+        for row in sorted(measured, key=lambda row: int(row["rate"])):
+            if int(row["rate"]) <= rate or row["point"] not in found:
+                found[row["point"]] = Choice(
+                    str(row["point"]), int(row["rate"]),
+                    row["device_ms"] / 1e3, row["server_ms"] / 1e3, float(row["bytes"]),
+                )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"measured offloading points: {error!r}: ./run measure again") from None
-    if not made:
-        raise ConfigError("no offloading point was measured: ./run measure PROFILE")
-    return made
+    if not found:
+        raise ConfigError("no offloading point was measured: ./run measure PROFILE, or set a point")
+    return tuple(found.values())
 
 
 def cold_start(params: Mapping[str, Any]) -> Estimate:

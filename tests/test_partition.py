@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,32 +11,37 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from device.link import TRANSFERS, UNKNOWN, Estimate, Link
-from device.partition import LINKS, Point, choose, cold_start, points, prior, throughput
+from device.partition import LINKS, Choice, choices, choose, cold_start, prior, throughput
 
 MBPS = 125e3
 COLD = prior(LINKS.values())
 SECONDS = st.floats(0, 1)
-POINTS = st.lists(st.builds(Point, SECONDS, SECONDS, st.floats(1, 1e6)), min_size=1, max_size=6)
+EACH = st.builds(Choice, st.just("input"), st.just(1), SECONDS, SECONDS, st.floats(1, 1e6))
+CHOICES = st.lists(EACH, min_size=1, max_size=6)
 
 
-@given(POINTS, st.floats(1e3, 1e9))
-def test_it_is_the_argmin_of_equation_14(made: list[Point], rate: float) -> None:
+@given(CHOICES, st.floats(1e3, 1e9))
+def test_it_is_the_argmin_of_equation_14(made: list[Choice], rate: float) -> None:
     sums = [p.device + p.server + p.size / rate for p in made]
-    assert sums[choose(made, Estimate(rate, 0.01), COLD)] == min(sums)
+    assert sums[made.index(choose(made, Estimate(rate, 0.01), COLD))] == min(sums)
 
 
-@given(POINTS, st.floats(1e3, 1e9), st.floats(1, 1e3))
+@given(CHOICES, st.floats(1e3, 1e9), st.floats(1, 1e3))
 def test_a_faster_link_never_means_fewer_bytes(
-    made: list[Point], rate: float, times: float
+    made: list[Choice], rate: float, times: float
 ) -> None:
-    slow, fast = (made[choose(made, Estimate(r), COLD)] for r in (rate, rate * times))
+    slow, fast = (choose(made, Estimate(r), COLD) for r in (rate, rate * times))
     assert fast.size >= slow.size
 
 
 def test_the_point_moves_with_the_link() -> None:
-    made = [Point(0.001, 0.012, 2000), Point(0.006, 0.010, 600), Point(0.015, 0.004, 150)]
-    rates = (0.1, 0.5, 3.0, 40.0)
-    assert [choose(made, Estimate(r * MBPS), COLD) for r in rates] == [2, 2, 1, 0]
+    made = [
+        Choice("input", 1, 0.001, 0.012, 2000),
+        Choice("block-2", 1, 0.006, 0.010, 600),
+        Choice("block-4", 1, 0.015, 0.004, 150),
+    ]
+    found = [choose(made, Estimate(mbps * MBPS), COLD).point for mbps in (0.1, 0.5, 3.0, 40.0)]
+    assert found == ["block-4", "block-4", "block-2", "input"]
 
 
 def test_a_cold_start_plans_with_the_profiled_links() -> None:
@@ -86,14 +92,31 @@ def test_without_a_round_trip_there_is_no_upper_bound() -> None:
     assert Link().estimate(0.0) == UNKNOWN
 
 
-def test_what_was_measured_is_checked() -> None:
-    measured = {"device_ms": [1, 6.0], "server_ms": [12, 10], "bytes": [2000, 600]}
-    assert points(measured) == (Point(0.001, 0.012, 2000.0), Point(0.006, 0.01, 600.0))
-    for wrong in ({}, {**measured, "bytes": [1]}, {**measured, "bytes": ["?", 1]}):
-        with pytest.raises(ConfigError, match="measure"):
-            points(wrong)
-    with pytest.raises(ConfigError, match="no offloading point"):
-        points(dict.fromkeys(measured, ()))
-    for links in ({"wire": 5}, [5], {"wire": [0, "x"]}):
-        with pytest.raises(ConfigError, match="Mbps"):
-            cold_start({"links": links})
+def row(point: str, rate: int) -> dict[str, Any]:
+    each = {"device_ms": 1, "server_ms": 12.0, "bytes": 1000 * rate}
+    return {"point": point, "rate": rate, **each}
+
+
+def test_each_point_stands_at_the_rate_asked_for_or_its_dearest() -> None:
+    measured = [row("input", 2), row("input", 1), row("input", 3), row("block-1", 1)]
+    found = choices(measured, 2)
+    assert found[0] == Choice("input", 2, 0.001, 0.012, 2000.0)
+    assert [(each.point, each.rate) for each in found] == [("input", 2), ("block-1", 1)]
+    assert choices(measured[2:3], 1)[0].rate == 3
+
+
+@pytest.mark.parametrize("wrong", [{"bytes": None}, {"device_ms": "?"}, {"rate": "x"}])
+def test_what_was_measured_is_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="measure again"):
+        choices([row("input", 1) | wrong], 1)
+
+
+def test_nothing_measured_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"\./run measure PROFILE"):
+        choices([], 1)
+
+
+@pytest.mark.parametrize("links", [{"wire": 5}, [5], {"wire": [0, "x"]}])
+def test_wrong_links_are_refused(links: Any) -> None:
+    with pytest.raises(ConfigError, match="Mbps"):
+        cold_start({"links": links})
