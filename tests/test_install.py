@@ -125,7 +125,7 @@ def server_settings(tmp_path: Path, **changes: str) -> Path:
     text = text.replace("@TOKEN@", "secret").replace("@DEVICE@", "cpu")
     text = text.replace('"signs"', f'"{tiny(tmp_path)}"')
     for key, value in changes.items():
-        text, count = re.subn(rf"(?m)^{key} = \S+", f"{key} = {value}", text)
+        text, count = re.subn(rf"(?m)^#?{key} = \S+", f"{key} = {value}", text)
         assert count == 1
     path = tmp_path / "server.toml"
     path.write_text(text)
@@ -153,6 +153,15 @@ def test_the_shipped_settings_will_do(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
+def test_the_shipped_settings_will_do_for_an_edge(tmp_path: Path) -> None:
+    for strategies in ('"none"', '"jpeg"'):
+        settings = server_settings(
+            tmp_path / strategies[1:-1], cloud='"box:7"', cloud_token='"x"', strategies=strategies
+        )
+        done = check("server", settings)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -161,6 +170,9 @@ def test_the_shipped_settings_will_do(tmp_path: Path) -> None:
         ({"token": '""'}, "other machines could use this server"),
         ({"metrics": "9070"}, "metrics"),
         ({"device": "true"}, "device"),
+        ({"cloud": '"somewhere"'}, "'somewhere' is no HOST:PORT"),
+        ({"strategies": '"none"'}, "give --cloud"),
+        ({"strategies": '"raw,magic"', "cloud": '"box:7070"'}, "does not offer 'magic'"),
     ],
 )
 def test_bad_server_settings_are_told(changes: dict[str, str], said: str, tmp_path: Path) -> None:

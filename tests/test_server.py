@@ -194,6 +194,10 @@ def test_a_signal_drains(directory: Path, profile: Profile, number: int) -> None
         (("--profile", "PROFILE", "--device", "abacus"), {}, "give cpu, cuda or cuda:N"),
         (("--profile", "PROFILE", "--device", "cuda:99"), {}, "torch sees"),
         (("--profile", "PROFILE", "--strategies", "raw,magic"), {}, "'magic'"),
+        (("--profile", "PROFILE", "--strategies", "none"), {}, "none serves nothing: give --cloud"),
+        (("--profile", "PROFILE", "--cloud", "box"), {}, "'box' is no HOST:PORT"),
+        (("--profile", "PROFILE", "--cloud-token-file", "/no"), {}, "--cloud-token-file /no"),
+        (("--profile", "P", "--cloud", "c:1", "--listen", "c:1"), {}, "is this server itself"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(
