@@ -87,8 +87,9 @@ def _litert(path: Path) -> Model:
         raise ConfigError(f"{path.name} cannot be loaded by LiteRT: {error}") from None
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     # Converters rename tensors, so here it is the types that tell.
-    if [each["dtype"] for each in inputs + outputs] != [np.uint8, np.float32]:
-        raise ConfigError(f"{path.name} does not map uint8 frames to float32 values")
+    kinds = [each["dtype"] for each in inputs + outputs]
+    if kinds not in ([np.uint8, np.float32], [np.float32, np.float32]):
+        raise ConfigError(f"{path.name} does not map one uint8 or float32 array to float32 values")
     source, target = inputs[0]["index"], outputs[0]["index"]
 
     def model(array: npt.NDArray[Any]) -> F32:

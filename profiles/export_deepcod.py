@@ -1,119 +1,217 @@
-"""Writes DeepCOD's encoder for the device: numpy arrays, an ONNX graph, a TFLite graph.
+"""Writes what the device computes of DeepCOD: its encoders, and a CNN's layers up to a cut.
 
-The pixels' scaling is folded into the convolution, so each takes the frame as a camera gives it.
-TFLite is written through the schema's own classes, which LiteRT brings along, without TensorFlow.
+An encoder becomes numpy arrays, an ONNX graph and a TFLite graph; scaling is folded into the
+convolution, so each takes a frame as a camera gives it, or the map of a stage. A stage of the CNN
+becomes an ONNX and a TFLite graph, of which a device runs as many as the cut needs, one after the
+other. Maps between them are float32 [1, height, width, features] in both.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
+from torch import nn
 
-from profiles.graph import Graph, floats, pictures
+from common.book import Book
+from profiles import tflite
+from profiles.graph import Graph, floats, folded, pictures
+from server.models.cnn import Block, Cnn
 from server.models.deepcod import DeepCOD
 
-INPUT, OUTPUT = "frame", "signal"
+INPUT, OUTPUT, MAP = "values", "signal", "map"
 F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 
-def folded(model: DeepCOD) -> tuple[F32, F32]:
-    """Kernel [C, 3, k, k] and bias [C] of the encoder, for pixels 0-255 instead of -1 to 1."""
-    weight = model.encoder.weight.detach().numpy().astype(np.float32)
-    return weight / np.float32(127.5), -weight.sum(axis=(1, 2, 3), dtype=np.float32)
+def kernel_of(model: DeepCOD, frames: bool) -> tuple[F32, F32]:
+    """Kernel [C, features, *k] and bias [C] for what lies at the point; `frames`: for 0-255."""
+    scale = model.unit / (model.span * (255.0 if frames else 1.0))
+    sides = (1,) * model.config.dims
+    weight = model.encoder.weight.detach()
+    shift = (weight * (model.mean / model.span * model.unit).view(1, -1, *sides)).flatten(1).sum(1)
+    kernel = weight * scale.view(1, -1, *sides)
+    return kernel.numpy().astype(np.float32), -shift.numpy().astype(np.float32)
 
 
-def numpy_file(model: DeepCOD, lengths: U8, path: Path) -> None:
-    """Write encoder, centres and code book to `path`, as `device.encoder` reads them."""
-    kernel, bias = folded(model)
-    c, channels, side, _ = kernel.shape
-    rows = kernel.transpose(2, 3, 1, 0).reshape(side, side * channels, c)
+def numpy_file(
+    model: DeepCOD, book: Book, path: Path, frames: bool = True, shrink: int = 1
+) -> None:
+    """Write encoder, centres and code book to `path`, as `device.encoder` reads them.
+
+    `frames`: whether it takes frames of 0-255, not maps. `shrink`: of how many pixels to a side
+    it takes the mean first.
+    """
+    kernel, bias = kernel_of(model, frames)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path,
-        kernel=rows.astype(np.float32),
-        bias=bias.astype(np.float32),
-        centres=model.quantizer.centres.detach().numpy().astype(np.float32),
-        lengths=lengths,
-    )
+    arrays = {
+        "kernel": np.moveaxis(kernel, (0, 1), (-1, -2)) / np.float32(shrink**2),
+        "bias": bias,
+        "centres": model.quantizer.centres.detach().numpy().astype(np.float32),
+        "shrink": np.array(shrink),
+        **book.tables,
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def onnx_file(model: DeepCOD, path: Path) -> None:
-    """Write the convolution: `frame` uint8 [1, H, W, 3] to `signal` float32 [1, C, h, w]."""
-    kernel, bias = folded(model)
-    side = model.config.kernel
-    g = Graph()
-    x = g.node("Cast", [INPUT], "float", to=TensorProto.FLOAT)
-    x = g.node("Transpose", [x], "planes", perm=[0, 3, 1, 2])
+def onnx_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) -> None:
+    """Write the convolution: `values` [1, *size, features] to `signal` float32 [1, C, *grid]."""
+    kernel, bias = kernel_of(model, frames)
+    shape, g, x = model.config, Graph(), INPUT
+    if frames:
+        x = g.node("Cast", [x], "float", to=TensorProto.FLOAT)
+    order = [0, 1 + shape.dims, *range(1, 1 + shape.dims)]
+    x = g.node("Transpose", [x], "planes", perm=order)
+    if shrink > 1:
+        x = g.node("AveragePool", [x], "means", kernel_shape=[shrink] * 2, strides=[shrink] * 2)
     names = [g.constant("kernel", kernel), g.constant("bias", bias)]
-    g.node("Conv", [x, *names], OUTPUT, kernel_shape=[side] * 2, strides=[side] * 2)
-    source = pictures(INPUT, 1, *model.config.size, 3)
-    g.save(path, "encoder", source, floats(OUTPUT, 1, model.config.channels, *model.config.grid))
+    sides = [shape.kernel] * shape.dims
+    g.node("Conv", [x, *names], OUTPUT, kernel_shape=sides, strides=sides)
+    size = (1, *(shrink * side for side in shape.size), shape.inputs)
+    source = pictures(INPUT, *size) if frames else floats(INPUT, *size)
+    g.save(path, "encoder", source, floats(OUTPUT, 1, shape.channels, *shape.grid))
 
 
-def tflite_file(model: DeepCOD, path: Path) -> None:
-    """Write the convolution: `frame` uint8 [1, H, W, 3] to `signal` float32 [1, h, w, C].
+def tflite_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) -> None:
+    """Write the convolution: `values` [1, *size, features] to `signal` float32 [1, *grid, C].
 
     Raises ValueError where LiteRT is not installed.
     """
-    try:
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError:
-        raise ValueError("the TFLite encoder needs pip install 'offboard[device-tflite]'") from None
-    kernel, bias = folded(model)
-    height, width = model.config.size
-    side = kernel.shape[2]
-    # A kernel is [C, row, column, channel] there.
-    constants = [np.ascontiguousarray(kernel.transpose(0, 2, 3, 1)), bias]
-    buffers = [schema.BufferT() for _ in range(1 + len(constants))]
-    for buffer, values in zip(buffers[1:], constants, strict=True):
-        buffer.data = np.frombuffer(values.astype("<f4").tobytes(), dtype=np.uint8)
-    kind, code = schema.TensorType, schema.BuiltinOperator
-    tensors = [
-        _tensor(schema, INPUT, kind.UINT8, (1, height, width, 3), 0),
-        _tensor(schema, "float", kind.FLOAT32, (1, height, width, 3), 0),
-        _tensor(schema, "kernel", kind.FLOAT32, constants[0].shape, 1),
-        _tensor(schema, "bias", kind.FLOAT32, bias.shape, 2),
-        _tensor(schema, OUTPUT, kind.FLOAT32, (1, *model.config.grid, model.config.channels), 0),
-    ]
-    options = schema.Conv2DOptionsT()
-    options.padding = schema.Padding.VALID
-    options.strideH = options.strideW = side
-    convolve = _operator(schema, 1, [1, 2, 3], [4])
-    convolve.builtinOptionsType = schema.BuiltinOptions.Conv2DOptions
-    convolve.builtinOptions = options
-    graph = schema.SubGraphT()
-    graph.tensors, graph.inputs, graph.outputs = tensors, [0], [4]
-    graph.operators = [_operator(schema, 0, [0], [1]), convolve]
-    whole = schema.ModelT()
-    whole.version = 3
-    whole.operatorCodes = [_code(schema, each) for each in (code.CAST, code.CONV_2D)]
-    whole.subgraphs, whole.buffers = [graph], buffers
-    builder: Any = flatbuffers.Builder(4096)
-    builder.Finish(whole.Pack(builder), b"TFL3")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(builder.Output()))
+    kernel, bias = kernel_of(model, frames)
+    shape, g = model.config, tflite.Graph()
+    size = (1, *(shrink * side for side in shape.size), shape.inputs)
+    source = x = g.source(INPUT, size, np.uint8 if frames else np.float32)
+    if frames:
+        x = g.cast(x, "float")
+    if shape.dims == 1:
+        x = g.reshape(x, "map", (1, shape.size[0], 1, shape.inputs))
+        kernel = kernel[..., None]
+    if shrink > 1:
+        x = g.pool(x, shrink, "means")
+    stride = (shape.kernel, shape.kernel if shape.dims == 2 else 1)
+    target = g.conv(x, OUTPUT, kernel, bias, stride)
+    if shape.dims == 1:
+        target = g.reshape(target, f"{OUTPUT}.flat", (1, *shape.grid, shape.channels))
+    g.save(path, source, target)
 
 
-def _tensor(schema: Any, name: str, kind: int, shape: tuple[int, ...], buffer: int) -> Any:
-    tensor = schema.TensorT()
-    tensor.name, tensor.type, tensor.shape, tensor.buffer = name, kind, list(shape), buffer
-    return tensor
+def stages(
+    cnn: Cnn, size: tuple[int, int], stem: Path, count: int,
+    kinds: tuple[str, ...] = ("onnx", "tflite"),
+) -> list[dict[str, Path]]:  # fmt: skip
+    """Write the first `count` stages for frames of `size`: the files of each by kind.
 
-
-def _operator(schema: Any, code: int, inputs: list[int], outputs: list[int]) -> Any:
-    operator = schema.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = code, inputs, outputs
-    return operator
-
-
-def _code(schema: Any, code: int) -> Any:
-    made = schema.OperatorCodeT()
-    made.builtinCode = made.deprecatedBuiltinCode = code
-    made.version = 1
+    The first takes `values` uint8 [1, *size, 3], each other the `map` of the one before.
+    """
+    made = []
+    height, width = (side // cnn.config.shrink for side in size)
+    features = 3
+    for number in range(count):
+        taken = (1, height, width, features)
+        factor = 4 if number == 0 else 1 if number == 1 else 2
+        height, width = -(-height // factor), -(-width // factor)
+        features = (cnn.config.widths[0], *cnn.config.widths)[number]
+        paths = {kind: Path(f"{stem}-{number + 1}.{kind}") for kind in kinds}
+        if "onnx" in paths:
+            _stage_onnx(cnn, number, paths["onnx"], size, taken, (1, height, width, features))
+        if "tflite" in paths:
+            _stage_tflite(cnn, number, paths["tflite"], size, taken)
+        made.append(paths)
     return made
+
+
+def _stage_onnx(
+    cnn: Cnn, number: int, path: Path, size: tuple[int, int], taken: tuple[int, ...],
+    given: tuple[int, ...],
+) -> None:  # fmt: skip
+    g, x = Graph(), INPUT
+    if number == 0:
+        x = g.node("Cast", [x], "float", to=TensorProto.FLOAT)
+    x = g.node("Transpose", [x], "planes", perm=[0, 3, 1, 2])
+    if number == 0:
+        side = cnn.config.shrink
+        if side > 1:
+            x = g.node("AveragePool", [x], "means", kernel_shape=[side] * 2, strides=[side] * 2)
+        mean, std = ((255 * each).numpy() for each in (cnn.mean, cnn.std))
+        x = g.node("Sub", [x, g.constant("mean", mean)], "centred")
+        x = g.node("Div", [x, g.constant("std", std)], "normalised")
+        for place in (0, 3):
+            x = g.node("Relu", [_conv_onnx(g, x, f"stem{place}", cnn.stem[place],
+                                           cnn.stem[place + 1])], f"stem{place}.on")  # fmt: skip
+    else:
+        for place, block in enumerate(getattr(cnn, f"stage{number}")):
+            x = _block_onnx(g, x, f"block{place}", block)
+    g.node("Transpose", [x], MAP, perm=[0, 2, 3, 1])
+    source = pictures(INPUT, 1, *size, 3) if number == 0 else floats(INPUT, *taken)
+    g.save(path, "stage", source, floats(MAP, *given))
+
+
+def _block_onnx(g: Graph, x: str, name: str, block: Block) -> str:
+    y = g.node("Relu", [_conv_onnx(g, x, f"{name}.conv1", block.conv1, block.norm1)], f"{name}.on")
+    y = _conv_onnx(g, y, f"{name}.conv2", block.conv2, block.norm2)
+    if isinstance(block.shortcut, nn.Sequential):
+        pool, conv, norm = block.shortcut
+        if isinstance(pool, nn.AvgPool2d):
+            side = [block.conv1.stride[0]] * 2
+            x = g.node("AveragePool", [x], f"{name}.pool", kernel_shape=side, strides=side)
+        x = _conv_onnx(g, x, f"{name}.shortcut", conv, norm)
+    return g.node("Relu", [g.node("Add", [x, y], f"{name}.sum")], f"{name}.out")
+
+
+def _conv_onnx(g: Graph, x: str, name: str, conv: nn.Module, norm: nn.Module) -> str:
+    weight, bias, stride, padding = _plain(conv, norm)
+    names = [g.constant(f"{name}.weight", weight), g.constant(f"{name}.b", bias)]
+    return g.node("Conv", [x, *names], name, strides=[stride] * 2, pads=[padding] * 4)
+
+
+def _stage_tflite(
+    cnn: Cnn, number: int, path: Path, size: tuple[int, int], taken: tuple[int, ...]
+) -> None:
+    g = tflite.Graph()
+    if number == 0:
+        source = g.source(INPUT, (1, *size, 3), np.uint8)
+        x = g.cast(source, "float")
+        if cnn.config.shrink > 1:
+            x = g.pool(x, cnn.config.shrink, "means")
+        mean, std = (each.flatten().numpy().astype(np.float32) for each in (cnn.mean, cnn.std))
+        # Diagonal, so that only operators are needed that every convolution needs.
+        scale = np.diag(1 / (255 * std)).astype(np.float32)[:, :, None, None]
+        x = g.conv(x, "normalised", scale, -mean / std, (1, 1))
+        for place in (0, 3):
+            x = _conv_tflite(g, x, f"stem{place}", cnn.stem[place], cnn.stem[place + 1])
+            x = g.relu(x, f"stem{place}.on")
+    else:
+        source = x = g.source(INPUT, taken, np.float32)
+        for place, block in enumerate(getattr(cnn, f"stage{number}")):
+            x = _block_tflite(g, x, f"block{place}", block)
+    g.save(path, source, x)
+
+
+def _block_tflite(g: tflite.Graph, x: int, name: str, block: Block) -> int:
+    y = g.relu(_conv_tflite(g, x, f"{name}.conv1", block.conv1, block.norm1), f"{name}.on")
+    y = _conv_tflite(g, y, f"{name}.conv2", block.conv2, block.norm2)
+    if isinstance(block.shortcut, nn.Sequential):
+        pool, conv, norm = block.shortcut
+        if isinstance(pool, nn.AvgPool2d):
+            x = g.pool(x, block.conv1.stride[0], f"{name}.pool")
+        x = _conv_tflite(g, x, f"{name}.shortcut", conv, norm)
+    return g.relu(g.add(x, y, f"{name}.sum"), f"{name}.out")
+
+
+def _conv_tflite(g: tflite.Graph, x: int, name: str, conv: nn.Module, norm: nn.Module) -> int:
+    weight, bias, stride, padding = _plain(conv, norm)
+    return g.conv(x, name, weight, bias, (stride, stride), padding)
+
+
+def _plain(conv: nn.Module, norm: nn.Module) -> tuple[F32, F32, int, int]:
+    """Weight [o, i, h, w], bias [o], stride and padding of a convolution and its batch norm.
+
+    Weights are rounded to float16, for half the bytes to fetch: symbols hardly notice.
+    """
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    weight, bias = folded(conv, norm)
+    half = weight.astype(np.float16).astype(np.float32)
+    return half, bias, conv.stride[0], int(conv.padding[0])

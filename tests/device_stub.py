@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from common import patches
+from common.book import trained
 from common.channel import Channel, Listener, serve
 from common.codec import decode, encode
 from common.messages import Bye, Chunk, Fetch, Hello, Message, Query, Refusal, Result, Welcome
@@ -133,11 +134,12 @@ def computing_models() -> dict[str, bytes]:
 
 def encoder_file() -> bytes:
     """An encoder: the brightness of every patch, in four levels."""
-    kernel = np.full((PATCH, PATCH * 3, 1), 1 / (PATCH * PATCH * 3), np.float32)
+    kernel = np.full((PATCH, PATCH, 3, 1), 1 / (PATCH * PATCH * 3), np.float32)
+    seen = np.random.default_rng(0).integers(0, 4, (50, 1, 4, 4), dtype=np.uint8)
     stream = io.BytesIO()
     np.savez(
-        stream, kernel=kernel, bias=np.zeros(1, np.float32),
-        centres=np.array([32, 96, 160, 224], np.float32), lengths=np.full((1, 16), 4, np.uint8),
+        stream, kernel=kernel, bias=np.zeros(1, np.float32), shrink=np.array(1),
+        centres=np.array([32, 96, 160, 224], np.float32), **trained(seen, 4).tables,
     )  # fmt: skip
     return stream.getvalue()
 
@@ -181,7 +183,8 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
     if "device/front.npz" in files:
         offered |= dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED)
     if "device/deepcod-1.npz" in files:
-        offered["deepcod"] = {"rate": 1, "npz-1": "device/deepcod-1.npz"}
+        rates = [{"npz": "device/deepcod-1.npz"}]
+        offered["deepcod"] = {"rate": 1, "points": [{"name": "input", "rates": rates}]}
     return Manifest(
         name=name,
         task="classify",

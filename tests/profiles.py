@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.profile import FORMAT, Profile, sha256
-from tests import tiers_stub
+from tests import codecs, tiers_stub
 
 CLASSES = ("ant", "bee", "cat", "dog")
 SIDE, PATCH = 64, 16
@@ -42,7 +42,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "split": 1,
         "alpha": 1.0,
     },
-    "deepcod": {"rate": 1, "backbone": "vit", "npz-1": "device/deepcod-1.npz"},
+    "deepcod": codecs.PARAMS,
     **dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED),
 }
 
@@ -58,7 +58,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
-    files.append("device/deepcod-1.npz")
+    files += [f"device/{name}" for name in codecs.FILES]
     for name, data in tiers_stub.files((SIDE // PATCH) ** 2, 16).items():
         (root / name).write_bytes(data)
         files.append(name)
@@ -101,15 +101,12 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     import torch
     from safetensors.torch import save_file
 
-    from common import huffman
     from profiles.export import filter_onnx
-    from profiles.export_deepcod import numpy_file
     from profiles.export_janus import layers_onnx
     from profiles.export_split import embed_onnx, mbc_onnx, po_onnx
     from profiles.train.bottleneck import start
     from profiles.train.filter import Filter
     from server.models.bottleneck import BottleneckConfig
-    from server.models.deepcod import Rates, RatesConfig
     from server.models.exits import Exits, ExitsConfig
     from server.models.mae import MAEConfig, MaskedAutoencoder
     from server.models.superres import SuperResConfig, SuperResolution
@@ -128,10 +125,8 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     )
     superres = SuperResConfig(width=4, blocks=1)
     bottleneck = BottleneckConfig(dim=16, channels=4, levels=16, mixers=1, grid=SIDE // PATCH)
-    codec = {"size": [SIDE, SIDE], "channels": 3, "levels": 4, "widths": [8, 4, 4]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        codecs = Rates(RatesConfig((codec,)))
         classifier, recovery = VisionTransformer(vit), MaskedAutoencoder(mae)
         sharper = SuperResolution(superres)
         torch.nn.init.normal_(sharper.tail.weight, std=0.1)  # so that it is not bicubic
@@ -144,18 +139,12 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     po_onnx(classifier, device / "po.onnx")
     mbc_onnx(squeezed, device / "mbc.onnx")
     filter_onnx(filter, device / "df.onnx", SIDE)
-    numpy_file(
-        codecs.codec(1),
-        np.stack([huffman.lengths(np.ones(16))] * 3),
-        device / "deepcod-1.npz",
-    )
-    save_file(exits.state_dict(), root / "weights" / "exits.safetensors")
-    save_file(codecs.state_dict(), root / "weights" / "deepcod.safetensors")
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
     layers_onnx(classifier, root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
     save_file(sharper.state_dict(), root / "weights" / "superres.safetensors")
     save_file(squeezed.state_dict(), root / "weights" / "bottleneck.safetensors")
+    save_file(exits.state_dict(), root / "weights" / "exits.safetensors")
     return {
         "vit": {"kind": "vit", "file": "weights/vit.safetensors", "config": asdict(vit)},
         "mae": {"kind": "mae", "file": "weights/mae.safetensors", "config": asdict(mae)},
@@ -174,11 +163,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
             "file": "weights/exits.safetensors",
             "config": {"dim": 16, "layers": 1, "classes": len(CLASSES)},
         },
-        "deepcod": {
-            "kind": "deepcod",
-            "file": "weights/deepcod.safetensors",
-            "config": {"rates": [codec]},
-        },
+        **codecs.write(root, SIDE, len(CLASSES), seed),
     }
 
 

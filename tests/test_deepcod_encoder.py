@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import huffman
+from common import book
 from common.errors import ConfigError
 from device import encoder
 from device.encoder import Quantizer
 from profiles.export_deepcod import numpy_file, onnx_file, tflite_file
-from profiles.train.deepcod import symbols, to_signal
+from profiles.train.deepcod import symbols, to_pictures
 from server.models.deepcod import DeepCOD, DeepCODConfig
 
 CONFIG = DeepCODConfig((224, 224), channels=12, kernel=8, levels=15, widths=(8, 8, 8))
@@ -37,14 +37,16 @@ def model() -> DeepCOD:
     made = DeepCOD(CONFIG).eval()
     with torch.no_grad():
         made.quantizer.centres.copy_(torch.linspace(-2, 2, CONFIG.levels))
+        made.mean.fill_(0.5)
+        made.span.fill_(0.5)
     return made
 
 
 @pytest.fixture(scope="module")
 def files(model: DeepCOD, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoder")
-    seen = symbols(model, frames(20)).reshape(20, 12, -1)
-    numpy_file(model, huffman.trained(seen, CONFIG.levels), root / "e.npz")
+    seen = symbols(model, to_pictures(frames(20)))
+    numpy_file(model, book.trained(seen, CONFIG.levels), root / "e.npz")
     onnx_file(model, root / "e.onnx")
     tflite_file(model, root / "e.tflite")
     return root
@@ -60,14 +62,14 @@ def test_every_runtime_gives_the_symbols_of_torch(
     path = None if runtime == "npz" else files / f"e.{runtime}"
     made = encoder.load(files / "e.npz", path)
     some = frames(4, seed=5)
-    wanted = symbols(model, some)
+    wanted = symbols(model, to_pictures(some))
     assert len(np.unique(wanted)) > 10
     for frame, right in zip(some, wanted, strict=True):
         found = made.symbols(frame)
         assert found.dtype == np.uint8
         assert found.shape == right.shape
         assert (found != right).mean() < FLIPPED
-        y = model.encoder(to_signal(frame[None]))[0].detach().numpy()
+        y = model.encoder(model.scaled(to_pictures(frame[None])))[0].detach().numpy()
         np.testing.assert_allclose(made.convolve(frame), y, atol=2e-4)
 
 
@@ -80,7 +82,7 @@ def test_the_code_holds_the_symbols(model: DeepCOD, files: Path) -> None:
     made = encoder.load(files / "e.npz")
     for frame in frames(3, seed=9):
         code = made(frame)
-        again = made.book.decode(code, 28 * 28).reshape(12, 28, 28)
+        again = made.book.decode(code, 28, 28)
         assert np.array_equal(again, made.symbols(frame))
 
 
@@ -108,68 +110,3 @@ def test_the_table_is_exact(values: list[float], seed: int) -> None:
     wanted = np.searchsorted(between, y, side="left")
     assert np.array_equal(Quantizer(centres)(y), wanted)
     assert np.array_equal(torch.bucketize(torch.from_numpy(y), torch.from_numpy(between)), wanted)
-
-
-class TestHuffman:
-    """The code: complete, bounded, near the entropy, and strict about what it reads."""
-
-    def book(self, seed: int = 0, channels: int = 3, levels: int = 5) -> huffman.Book:
-        rng = np.random.default_rng(seed)
-        counts = rng.exponential(1, (channels, levels**2)) ** 4 + 1e-9
-        return huffman.Book(np.stack([huffman.lengths(row) for row in counts]))
-
-    @settings(max_examples=25, deadline=None)
-    @given(st.integers(0, 10_000), st.integers(1, 60))
-    def test_what_was_coded_comes_back(self, seed: int, count: int) -> None:
-        book = self.book(seed)
-        data = np.random.default_rng(seed).integers(0, 5, (3, count)).astype(np.uint8)
-        code = book.encode(data)
-        assert np.array_equal(book.decode(code, count), data)
-        for wrong in (code + b"\0", code[:-1]):
-            with pytest.raises(ValueError, match="code"):
-                book.decode(wrong, count)
-
-    @settings(max_examples=30, deadline=None)
-    @given(st.binary(max_size=60), st.integers(1, 60))
-    def test_any_bytes_are_symbols_or_refused(self, data: bytes, count: int) -> None:
-        book = self.book()
-        try:
-            symbols = book.decode(data, count)
-        except ValueError:
-            return
-        assert symbols.shape == (3, count)
-        assert symbols.max() < 5
-
-    def test_lengths_are_the_best_where_the_bound_is_far(self) -> None:
-        assert huffman.lengths(np.array([8, 4, 2, 1, 1])).tolist() == [1, 2, 3, 4, 4]
-        assert huffman.lengths(np.ones(8)).tolist() == [3] * 8
-
-    def test_lengths_keep_to_the_bound(self) -> None:
-        found = huffman.lengths(2.0 ** np.arange(40))
-        assert found.max() == huffman.LONGEST
-        assert (0.5**found).sum() == 1
-
-    def test_it_comes_near_the_entropy_of_pairs(self) -> None:
-        rng = np.random.default_rng(0)
-        many = rng.choice(4, (200, 2, 400), p=(0.85, 0.1, 0.04, 0.01)).astype(np.uint8)
-        book = huffman.Book(huffman.trained(many[:100], 4))
-        size = np.mean([len(book.encode(each)) for each in many[100:]])
-        shares = np.array((0.85, 0.1, 0.04, 0.01))
-        entropy = -(shares * np.log2(shares)).sum() * 800 / 8
-        assert entropy < size < entropy * 1.12
-
-    def test_a_pair_never_seen_has_a_code(self) -> None:
-        blank = np.zeros((10, 1, 100), np.uint8)
-        book = huffman.Book(huffman.trained(blank, 9))
-        other = np.arange(9, dtype=np.uint8).repeat(9)[None]
-        assert np.array_equal(book.decode(book.encode(other), 81), other)
-        assert len(book.encode(blank[0])) < 100 / 8
-
-    @pytest.mark.parametrize(
-        "wrong", [np.full((1, 16), 3), np.full((1, 15), 4), np.full((1, 16), 13), np.zeros((1, 4))]
-    )
-    def test_a_book_that_is_none_is_refused(
-        self, wrong: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-    ) -> None:
-        with pytest.raises(ValueError, match="book"):
-            huffman.Book(wrong.astype(np.uint8))

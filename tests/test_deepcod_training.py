@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,20 @@ from common import profile, registry
 from device.bundle import Bundle
 from device.strategy import Frame
 from device.strategy import Plan as FramePlan
-from profiles.train import deepcod, publish
+from profiles.train import deepcod, deepcod_stage, principal, publish
+from profiles.train.deepcod_stage import Aim, Plan
 from profiles.train.job import Job
 from profiles.train.loop import Budget, Tick
 from profiles.train.photos import Photos
 from server.memory import NOTHING
 from server.models.cnn import Cnn, CnnConfig
-from server.models.deepcod import DeepCOD, DeepCODConfig
+from server.models.deepcod import DeepCOD, DeepCODConfig, Rates, UpBlock, constrain, settle
 from server.serving import Serving, strategies
-from tests.profiles import picture, tiny
+from tests.profiles import tiny
 
 CONFIG = DeepCODConfig((64, 64), channels=6, kernel=8, levels=9, widths=(8, 8, 4))
+
+MAP = DeepCODConfig((16, 16), 8, 8, 2, 9, (8, 8))
 
 
 def scenes(count: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -34,20 +35,21 @@ def scenes(count: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def trained(
-    checkpoint: Path, backbone: Cnn, steps: int, first: float = 0.5
-) -> tuple[DeepCOD, list[float]]:
-    data = scenes(40)
-    seen: list[float] = []
+    checkpoint: Path, backbone: Cnn, steps: int, first: float = 0.5, point: str = "input",
+    config: DeepCODConfig = CONFIG, seen: list[float] | None = None,
+) -> DeepCOD:  # fmt: skip
+    data = deepcod.to_pictures(scenes(40))
 
-    def frames(tick: Tick) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        seen.append(tick.progress)
+    def inputs(tick: Tick) -> torch.Tensor:
+        if seen is not None:
+            seen.append(tick.progress)
         return data[tick.indices]
 
     model, _ = deepcod.train(
-        CONFIG, backbone, frames, data, len(data), checkpoint, Budget(steps=steps), 0, False,
-        deepcod.Weights(first=first), batch=8,
+        config, backbone, point, inputs, data, 40, len(data), checkpoint, Budget(steps=steps), 0,
+        False, deepcod.Weights(first=first), batch=8,
     )  # fmt: skip
-    return model, seen
+    return model
 
 
 def small() -> Cnn:
@@ -55,28 +57,45 @@ def small() -> Cnn:
     return Cnn(CnnConfig(4, (8, 8, 8, 8)))
 
 
-def test_it_starts_from_the_principal_components() -> None:
-    model, x = DeepCOD(CONFIG), deepcod.to_signal(scenes(40))
-    deepcod.start(model, x, 1.5)
-    assert float(model.isometry().detach()) < 1e-4
-    y = model.encoder(x).detach()
-    energy = y.square().sum((0, 2, 3))
-    assert torch.equal(energy, energy.sort(descending=True).values)
-    # The scenes are flat within a place: three components hold all there is.
-    assert float(energy[:3].sum()) == pytest.approx(float(x.square().sum()), rel=1e-3)
-    assert np.allclose(np.diff(model.quantizer.centres.tolist()), 1.5)
+@pytest.mark.parametrize("point", ["input", "block-2"])
+@torch.no_grad()
+def test_it_starts_as_the_best_linear_codec(point: str) -> None:
+    """Equation 7 holds; the bytes are those asked for; the decoder undoes the encoder."""
+    config = MAP if point == "block-2" else CONFIG
+    x = small().eval().before(deepcod.to_pictures(scenes(60)), point)
+    model = principal.start(config, x, 20.0)
+    assert float(model.isometry()) < 1e-4
+    assert np.allclose(np.diff(model.quantizer.centres.tolist()), principal.STEP)
+    symbols = model.encode(x)
+    assert principal.entropy(symbols, config.levels) / 8 == pytest.approx(20, rel=0.05)
+    energy = model.encoder(model.scaled(x)).square().sum((0, 2, 3))
+    assert float((energy - energy.sort(descending=True).values).abs().max()) < 1e-3
+    principal.level(constrain(model), x, fresh=True)
+    settle(model)
+    for block in model.decoder:
+        if isinstance(block, UpBlock):
+            block.gate.zero_()
+    restored = model.scaled(model.decode(symbols))
+    y = model.quantizer.centres[symbols] / model.unit
+    back = torch.nn.functional.conv_transpose2d(y, model.encoder.weight, stride=config.kernel)
+    linear = deepcod.coarser(back, config.shrink)
+    assert float((restored - linear).square().mean()) < 0.1 * float(linear.square().mean())
 
 
-def test_only_the_codec_learns(tmp_path: Path) -> None:
-    backbone = small().train()
+@pytest.mark.parametrize("point", ["input", "block-2"])
+def test_only_the_codec_learns(tmp_path: Path, point: str) -> None:
+    backbone = small().eval().requires_grad_(False)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    start = DeepCOD(CONFIG)
-    deepcod.start(start, deepcod.to_signal(scenes(40)), 1.5)
-    model, _ = trained(tmp_path / "c.ckpt", backbone, steps=4)
+    config = MAP if point == "block-2" else CONFIG
+    known = backbone.before(deepcod.to_pictures(scenes(40)), point)
+    start = principal.start(config, known, 40)
+    model = trained(tmp_path / "c.ckpt", backbone, 4, point=point, config=config)
     for name, value in backbone.state_dict().items():  # batch norm's statistics among them
         assert torch.equal(value, before[name]), name
     for part in ("encoder.weight", "quantizer.centres"):
         assert not torch.equal(model.get_parameter(part), start.get_parameter(part))
+    for part in ("mean", "span", "unit"):
+        assert torch.equal(model.get_buffer(part), start.get_buffer(part))
 
 
 def test_reconstruction_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,62 +107,96 @@ def test_reconstruction_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return whole(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(deepcod, "distilled", noted)
-    _, seen = trained(tmp_path / "c.ckpt", small(), steps=8, first=0.5)
+    seen: list[float] = []
+    trained(tmp_path / "c.ckpt", small().eval(), steps=8, first=0.5, seen=seen)
     assert len(asked) == sum(progress >= 0.5 for progress in seen) == 4
 
 
 @torch.no_grad()
 def test_distillation_sums_over_every_layer() -> None:
     backbone = small().eval()
-    pictures, others = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
-    assert float(deepcod.distilled(backbone.layers, pictures, pictures)) == 0
-    total = sum(
+    pictures, others = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    found, wanted = (backbone.behind(each, "input") for each in (others, pictures))
+    assert float(deepcod.distilled(wanted, wanted)) == 0
+    parts = [
         float((a - b).square().mean() / b.square().mean())
-        for a, b in zip(backbone.layers(others), backbone.layers(pictures), strict=True)
-    )
-    value = deepcod.distilled(backbone.layers, others, pictures)
-    assert float(value.detach()) == pytest.approx(total, rel=1e-4)
+        for a, b in zip(found, wanted, strict=True)
+    ]
+    value = float(deepcod.distilled(found, wanted, 3.0))
+    assert value == pytest.approx(sum(parts) + 2 * parts[-1], rel=1e-4)
 
 
-def test_it_learns_to_restore(tmp_path: Path) -> None:
-    x = deepcod.to_signal(scenes(8, seed=1))
-    model, _ = trained(tmp_path / "c.ckpt", small(), steps=120, first=1.0)
-    with torch.no_grad():
-        restored = model.decode(model.encode(x))
-    error = float((restored - deepcod.coarser(x, 2)).square().mean())
-    assert error < 0.6 * float(x.square().mean())
+def test_it_learns_what_the_backbone_looks_at(tmp_path: Path) -> None:
+    backbone = small().eval().requires_grad_(False)
+    x = deepcod.to_pictures(scenes(8, seed=1))
+    losses = []
+    for steps in (1, 60):
+        model = trained(tmp_path / f"{steps}.ckpt", backbone, steps, first=0.0)
+        with torch.no_grad():
+            restored = model.decode(model.encode(x))
+            wanted = backbone.behind(deepcod.coarser(x, 2), "input")
+            losses.append(float(deepcod.distilled(backbone.behind(restored, "input"), wanted)))
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_rate_starts_from_the_one_before(tmp_path: Path) -> None:
+    backbone = small().eval()
+    first = trained(tmp_path / "c.ckpt", backbone, 2)
+    x = deepcod.to_pictures(scenes(40))
+    model = principal.start(CONFIG, x, 20, first)
+    assert torch.equal(model.encoder.weight, first.encoder.weight)
+    assert torch.equal(model.decoder[0].weight, first.decoder[0].weight)  # type: ignore[arg-type]
+    assert principal.entropy(model.encode(x), CONFIG.levels) / 8 == pytest.approx(20, rel=0.05)
 
 
 def test_a_stage_makes_a_profile_that_serves_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two points, one with two rates; every runtime gives torch's symbols, frame by frame."""
     monkeypatch.setattr(publish, "PROFILES", tmp_path)
     directory = tiny(tmp_path)
     job = Job((), tmp_path / "out", 0, Budget(steps=2), False)
     job.out.mkdir()
-    finer = replace(CONFIG, kernel=4, levels=5, widths=(8, 8, 4))
-    plan = deepcod.Plan((replace(finer, channels=3), finer), backbone="vit", default=2)
+    at_input = DeepCODConfig((32, 32), channels=12, kernel=4, levels=9, widths=(12, 8, 4))
+    at_block = DeepCODConfig((4, 4), 4, 4, 2, 9, (8, 8))
+    plan = Plan(
+        (
+            Aim("input", at_input, 15, 1),
+            Aim("input", at_input, 40, 1, after=True),
+            Aim("block-3", at_block, 10, 1),
+        ),
+        backbone="cnn", default=("input", 2),
+    )  # fmt: skip
     held = Photos(scenes(6, seed=2), np.arange(6) % 4)
-    deepcod.stage(job, "tiny", plan, scenes(20), held)
+    deepcod_stage.stage(job, "tiny", plan, scenes(20), held)
 
-    made = json.loads((directory / "profile.json").read_text())["made"]["deepcod"]
-    sizes = [made["held_out"][rate]["bytes"] for rate in ("1", "2")]
-    assert sizes[0] < sizes[1]
     loaded = profile.load(directory)
-    files = {file.path for file in loaded.manifest.files}
-    assert {f"device/deepcod-2.{kind}" for kind in ("npz", "onnx", "tflite")} <= files
-    bundle = Bundle(loaded.manifest, loaded.directory, files)
+    params = loaded.manifest.params("deepcod")
+    assert [point["name"] for point in params["points"]] == ["input", "block-1", "block-2",
+                                                             "block-3"]  # fmt: skip
+    sizes = [rate["bytes"] for rate in params["points"][0]["rates"]]
+    assert sizes[0] < sizes[1]
+    bundle = Bundle(loaded.manifest, loaded.directory, {f.path for f in loaded.manifest.files})
+    needed = {file.path for file in bundle.needed("deepcod")}
+    assert {f"device/deepcod/{name}" for name in ("input-2.tflite", "stage-3.onnx",
+                                                  "block-3-1.npz")} <= needed  # fmt: skip
     device = registry.load("device.strategies", "deepcod").create(bundle)
-    server = strategies(Serving(loaded), ["deepcod"])["deepcod"]
-    frame = Frame(0, "0", picture(loaded), 0.0)
-    for rate in (1, 2):
-        symbols = []
+    serving = Serving(loaded)
+    server = strategies(serving, ["deepcod"])["deepcod"]
+    frame = Frame(0, "0", scenes(1, seed=5)[0], 0.0)
+    cnn = serving.model("cnn", Cnn)
+    codecs = serving.model("deepcod", Rates)
+    for point, rate in plan.names():
+        x = cnn.before(deepcod.to_pictures(frame.pixels[None]), point)
+        wanted = deepcod.symbols(codecs.codec(rate, point), x)[0]
         for runtime in ("numpy", "onnx", "tflite"):
-            params = {"rate": rate, "runtime": runtime}
+            params = {"point": point, "rate": rate, "runtime": runtime}
             query = next(device.infer(frame, FramePlan("deepcod", params)))
             work = server.prepare(query, NOTHING)
-            symbols.append(work.arrays["symbols"])
-            assert symbols[-1].shape == (plan.rates[rate - 1].channels, 16, 16)
-            assert (symbols[-1] != symbols[0]).mean() < 0.01
+            found = work.arrays["symbols"]
+            assert found.shape == wanted.shape
+            assert (found != wanted).mean() < 0.02, (point, runtime)
         (outcome,) = server.forward([work])
         assert outcome.probabilities.sum() == pytest.approx(1, abs=1e-4)
+    default = next(device.infer(frame, FramePlan("deepcod")))
+    assert default.params == {"point": "input", "rate": 2}

@@ -1,7 +1,7 @@
-"""DeepCOD on the device: one tiny convolution, a quantiser, a Huffman code; one round.
+"""DeepCOD on the device: layers up to the cut, a tiny convolution, a quantiser, a code; one round.
 
-Yao et al., "Deep Compressive Offloading", SenSys 2020, at the input as the offloading point. The
-decoder and the whole model are the server's.
+Yao et al., "Deep Compressive Offloading", SenSys 2020. The decoder and the rest of the model are
+the server's. Point and rate may differ from frame to frame: everything they need is in the bundle.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import numpy as np
 from common.codec import encode
 from common.errors import ConfigError
 from common.messages import Query
-from device import encoder
+from device import encoder, inference
 from device.bundle import Bundle
-from device.encoder import Encoder
+from device.content import View, view
+from device.encoder import Encoder, Values
+from device.inference import Model
 from device.params import Param, from_profile
 from device.strategy import Answer, Conversation, Frame, Plan
 
 NAME = "deepcod"
+POINTS = ("input", *(f"block-{number}" for number in range(1, 13)))
 PARAMS = {
+    "point": Param("input", choices=POINTS),
     "rate": Param(1, 1, 16),
     "runtime": Param("numpy", choices=("numpy", "onnx", "tflite")),
 }
@@ -30,40 +34,74 @@ PARAMS = {
 
 @dataclass(frozen=True, slots=True)
 class DeepCod:
-    """Sends "code" uint8 [n], the frame's symbols as `common.huffman` codes them.
+    """Sends "code" uint8 [n], the symbols of what lies at a point as `common.book` codes them.
 
-    `rate` says which of the profile's encoders, the first of which takes fewest bytes; `runtime`,
-    what computes its convolution.
+    `point` says where the model is cut, `rate` which of its encoders, the first of which takes
+    fewest bytes; `runtime`, what computes the convolution. Layers before a cut are computed by the
+    same one, or by ONNX Runtime where that is numpy.
     """
 
     bundle: Bundle
     params: Mapping[str, Any]
-    encoders: dict[tuple[int, str], Encoder] = field(default_factory=dict)
-    heavy: bool = False
+    view: View
+    encoders: dict[tuple[str, int, str], Encoder] = field(default_factory=dict)
+    heads: dict[tuple[int, str], Model] = field(default_factory=dict)
+    heavy: bool = True
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
         """One round; Refused and Unavailable pass through.
 
-        Raises ConfigError: a rate that the profile has not, a runtime that is not installed.
+        Raises ConfigError: a point or rate that the profile has not, a runtime not installed.
         """
         params = {**self.params, **plan.params}
-        code = self.encoder(params["rate"], params["runtime"])(frame.pixels)
+        point, rate, runtime = params["point"], params["rate"], params["runtime"]
+        code = self.encoder(point, rate, runtime)(self.values(frame, point, runtime))
         tensors = {"code": encode(np.frombuffer(code, dtype=np.uint8))}
-        result = yield Query(NAME, "symbols", params={"rate": params["rate"]}, tensors=tensors)
+        sent = {"point": point, "rate": rate}
+        result = yield Query(NAME, "symbols", params=sent, tensors=tensors)
         return Answer.of_result(result, self.bundle.manifest.classes, strategy=NAME, rounds=1)
 
-    def encoder(self, rate: int, runtime: str) -> Encoder:
-        """The encoder of `rate`, loaded once."""
-        if (rate, runtime) not in self.encoders:
-            files = self.bundle.manifest.params(NAME)
-            if f"npz-{rate}" not in files:
-                raise ConfigError(f"{self.bundle.manifest.name!r} has no rate {rate} of {NAME!r}")
-            model = None
-            if runtime != "numpy":
-                model = self.bundle.path(files[f"{runtime}-{rate}"])
-            weights = self.bundle.path(files[f"npz-{rate}"])
-            self.encoders[rate, runtime] = encoder.load(weights, model)
-        return self.encoders[rate, runtime]
+    def values(self, frame: Frame, point: str, runtime: str) -> Values:
+        """What lies at `point` of a frame: [*size, features]."""
+        values: Values = self.view(frame)
+        for stage in range(1, self._place(point) + 1):
+            values = self.head(stage, runtime)(values)
+        return values
+
+    def head(self, stage: int, runtime: str) -> Model:
+        """What maps the point before number `stage` to it, loaded once."""
+        kind = "onnx" if runtime == "numpy" else runtime
+        if (stage, kind) not in self.heads:
+            path = self.bundle.path(self._points()[stage]["stage"][kind])
+            self.heads[stage, kind] = inference.load(path, source="values", target="map")
+        return self.heads[stage, kind]
+
+    def encoder(self, point: str, rate: int, runtime: str) -> Encoder:
+        """The encoder of that point and rate, loaded once."""
+        key = (point, rate, runtime)
+        if key not in self.encoders:
+            rates = self._points()[self._place(point)]["rates"]
+            if not 1 <= rate <= len(rates):
+                raise ConfigError(
+                    f"{self.bundle.manifest.name!r} has {len(rates)} rates of {NAME!r} "
+                    f"at {point}, no rate {rate}"
+                )
+            files = rates[rate - 1]
+            model = None if runtime == "numpy" else self.bundle.path(files[runtime])
+            self.encoders[key] = encoder.load(self.bundle.path(files["npz"]), model)
+        return self.encoders[key]
+
+    def _points(self) -> list[Mapping[str, Any]]:
+        return list(self.bundle.manifest.params(NAME).get("points", ()))
+
+    def _place(self, point: str) -> int:
+        names = [each["name"] for each in self._points()]
+        if point not in names:
+            raise ConfigError(
+                f"{self.bundle.manifest.name!r} has no point {point!r} of {NAME!r}: "
+                f"choose one of {', '.join(names)}"
+            )
+        return names.index(point)
 
 
 def create(bundle: Bundle) -> DeepCod:
@@ -71,6 +109,7 @@ def create(bundle: Bundle) -> DeepCod:
 
     Raises ConfigError without a runtime, Unavailable without the encoder's file.
     """
-    made = DeepCod(bundle, from_profile(PARAMS, bundle.manifest.params(NAME)))
-    made.encoder(made.params["rate"], made.params["runtime"])
+    manifest = bundle.manifest
+    made = DeepCod(bundle, from_profile(PARAMS, manifest.params(NAME)), view(manifest))
+    made.encoder(made.params["point"], made.params["rate"], made.params["runtime"])
     return made

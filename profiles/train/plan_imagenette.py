@@ -17,22 +17,25 @@ from profiles.export import local_onnx
 from profiles.train import (
     augment,
     computing,
-    deepcod,
+    deepcod_stage,
     evaluate,
     filter,
     light,
     local,
     mae,
     publish,
+    slim,
     superres,
     teach,
     teacher,
     vit_photos,
 )
+from profiles.train.deepcod_stage import Aim, Plan
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from profiles.train.photos import IMAGENETTE, Photos, load, split_off
 from server.models.checkpoint import save_weights
+from server.models.cnn import CnnConfig
 from server.models.deepcod import DeepCODConfig
 from server.models.mae import MAEConfig
 from server.models.vit import ViTConfig
@@ -50,12 +53,21 @@ AREA = 0.25
 """Share of the patches that DF's filter learns to call crucial."""
 DF = {"r": 0.4, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 15}
 """DF's settings, chosen on photographs held out."""
+CNN = CnnConfig(len(CLASSES), (48, 96, 192, 160), depths=(1, 2, 1, 1), shrink=2)
+"""The backbone of DeepCOD: the teacher's first layers and a narrower last stage, 2.8 MB."""
 STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
-DEEPCOD = deepcod.Plan(
-    (DeepCODConfig((224, 224), channels=16, kernel=8, levels=19, widths=(48, 32, 16)),),
-    backbone="cnn", flip=True, minutes=45,
+_INPUT = DeepCODConfig((112, 112), 3, 48, 8, 33, widths=(64, 48, 24, 12))
+_MAP3 = DeepCODConfig((14, 14), 96, 24, 2, 15, widths=(96, 96))
+_MAP4 = DeepCODConfig((7, 7), 192, 16, 1, 15, widths=(96,))
+DEEPCOD = Plan(
+    (
+        Aim("input", _INPUT, 1100, 5),
+        Aim("block-3", _MAP3, 250, 1.5),
+        Aim("block-4", _MAP4, 120, 1),
+    ),
+    backbone="cnn", flip=True,
 )  # fmt: skip
 
 
@@ -166,14 +178,25 @@ def train_light(job: Job) -> None:
     light.stage(job, "imagenette", frames, photos.labels, min(STORED, len(photos)), held)
 
 
-def train_deepcod(job: Job) -> None:
-    """DeepCOD's codec before the teacher, which the profile gets as its backbone."""
+def train_cnn(job: Job) -> None:
+    """The CNN behind DeepCOD's codecs, distilled from the teacher's stored answers."""
     photos, held = _split(job)
-    backbone = _teacher(job)
-    save_weights(backbone, job.weights("cnn"))
-    models = {"cnn": (job.weights("cnn"), asdict(backbone.config))}
-    amend.amend(publish.PROFILES / "imagenette", models=models)
-    deepcod.stage(job, "imagenette", DEEPCOD, photos.frames, held)
+    model, seconds = slim.train(
+        CNN, _teacher(job), teach.Lessons(job.out / "lessons"), photos.labels,
+        job.checkpoint("cnn"), job.minutes(10), job.seed, job.resume,
+    )  # fmt: skip
+    save_weights(model, job.weights("cnn"))
+    job.record("cnn", seconds, held_out=slim.accuracy(model, held))
+    amend.amend(
+        publish.PROFILES / "imagenette", models={"cnn": (job.weights("cnn"), asdict(CNN))},
+        made={"cnn": job.recorded("cnn")},
+    )  # fmt: skip
+
+
+def train_deepcod(job: Job) -> None:
+    """DeepCOD's codecs before the published CNN."""
+    photos, held = _split(job)
+    deepcod_stage.stage(job, "imagenette", DEEPCOD, photos.frames, held)
 
 
 def add_po(job: Job) -> None:
@@ -262,5 +285,6 @@ STAGES: dict[str, Stage] = {
     "po": add_po,
     "df": train_df,
     "mbc": train_mbc,
+    "cnn": train_cnn,
     "deepcod": train_deepcod,
 }

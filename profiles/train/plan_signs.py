@@ -11,7 +11,7 @@ import torch
 from profiles.export import local_onnx
 from profiles.train import (
     computing,
-    deepcod,
+    deepcod_stage,
     evaluate,
     filter,
     light,
@@ -23,6 +23,7 @@ from profiles.train import (
     superres,
     vit_signs,
 )
+from profiles.train.deepcod_stage import Aim, Plan
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from server.models.checkpoint import save_weights
@@ -55,10 +56,10 @@ SHARE = 0.30
 DF = {"r": 0.2, "floor": 0.1, "recovery": "none", "codec": "mosaic", "quality": QUALITY}
 """DF's settings, chosen on calibration scenes."""
 
-DEEPCOD = deepcod.Plan(
-    (DeepCODConfig((224, 224), channels=12, kernel=8, levels=19, widths=(48, 32, 16, 12)),),
-    backbone="vit", minutes=20,
-)  # fmt: skip
+DEEPCOD = Plan(
+    (Aim("input", DeepCODConfig((224, 224), 3, 24, 8, 33, widths=(48, 32, 16, 12)), 3500, 12),),
+    backbone="vit",
+)
 
 
 def train_mae(job: Job) -> None:
@@ -147,7 +148,7 @@ def train_mbc(job: Job) -> None:
 def train_deepcod(job: Job) -> None:
     """DeepCOD's codec before the published classifier."""
     held = scenes.load(CHOOSING).take(np.arange(min(TRIED, len(CHOOSING))))
-    deepcod.stage(job, "signs", DEEPCOD, scenes.load(SEEDS).frames, held)
+    deepcod_stage.stage(job, "signs", DEEPCOD, scenes.load(SEEDS).frames, held)
 
 
 def make_profile(job: Job) -> None:

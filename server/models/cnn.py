@@ -1,11 +1,13 @@
 """A small residual network that classifies pictures (He et al. 2016), at strides 4, 8, 16 and 32.
 
 It is the teacher of a profile's other models, and where it is served, the backbone behind a codec:
-its layers are at hand one by one, so that a codec can be trained on all of them.
+it can be cut before any of its stages, and its layers are at hand one by one, so that a codec can
+be trained on all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,18 +16,27 @@ from torch import Tensor, nn
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+POINTS = ("input", "block-1", "block-2", "block-3", "block-4")
+"""Where it can be cut: before the stem, and before each stage."""
 
 
 @dataclass(frozen=True)
 class CnnConfig:
-    """Shape of a model: classes, and the channels of its four stages."""
+    """Shape of a model: classes, and the channels and blocks of its four stages.
+
+    `shrink`: of how many pixels to a side it takes the mean first; 2 quarters what it looks at.
+    """
 
     classes: int
     widths: tuple[int, ...] = (48, 96, 192, 384)
+    depths: tuple[int, ...] = (1, 2, 2, 2)
+    shrink: int = 1
 
     def __post_init__(self) -> None:
-        if len(self.widths) != 4:
-            raise ValueError("widths are the channels of four stages")
+        if len(self.widths) != 4 or len(self.depths) != 4 or min(self.depths) < 1:
+            raise ValueError("widths and depths are the channels and blocks of four stages")
+        if self.shrink < 1:
+            raise ValueError("shrink is 1 or more")
 
 
 class Block(nn.Module):
@@ -53,7 +64,12 @@ class Block(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Pictures [b, 3, h, w] in [0, 1] to logits [b, classes]; h and w are multiples of 16."""
+    """Pictures [b, 3, h, w] in [0, 1] to logits [b, classes].
+
+    h and w are multiples of 16 times `shrink`.
+    """
+
+    points = POINTS
 
     mean: Tensor
     std: Tensor
@@ -72,20 +88,45 @@ class Cnn(nn.Module):
             nn.BatchNorm2d(a),
             nn.ReLU(),
         )
-        self.stage1 = nn.Sequential(Block(a, a, 1))
-        self.stage2 = nn.Sequential(Block(a, b, 2), Block(b, b, 1))
-        self.stage3 = nn.Sequential(Block(b, c, 2), Block(c, c, 1))
-        self.stage4 = nn.Sequential(Block(c, d, 2), Block(d, d, 1))
+        self.stage1 = _stage(a, a, 1, config.depths[0])
+        self.stage2 = _stage(a, b, 2, config.depths[1])
+        self.stage3 = _stage(b, c, 2, config.depths[2])
+        self.stage4 = _stage(c, d, 2, config.depths[3])
         self.head = nn.Linear(d, config.classes)
+
+    def before(self, x: Tensor, point: str) -> Tensor:
+        """What lies at `point` of pictures [b, 3, h, w] in [0, 1]: a map [b, features, h', w']."""
+        if self.config.shrink > 1:
+            x = F.avg_pool2d(x, self.config.shrink)
+        for stage in self._stages()[: POINTS.index(point)]:
+            x = stage(x)
+        return x
+
+    def behind(self, x: Tensor, point: str) -> list[Tensor]:
+        """Every layer's map from what lies at `point` on, and last the logits [b, classes]."""
+        maps = []
+        for stage in self._stages()[POINTS.index(point) :]:
+            x = stage(x)
+            maps.append(x)
+        return [*maps, self.head(x.mean((2, 3)))]
 
     def layers(self, x: Tensor) -> list[Tensor]:
         """The maps after the stem and each stage, and last the logits [b, classes]."""
-        maps = [self.stem((x - self.mean) / self.std)]
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            maps.append(stage(maps[-1]))
-        return [*maps, self.head(maps[-1].mean((2, 3)))]
+        return self.behind(self.before(x, "input"), "input")
+
+    def _stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (self._stem, self.stage1, self.stage2, self.stage3, self.stage4)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        stemmed: Tensor = self.stem((x - self.mean) / self.std)
+        return stemmed
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [b, classes] and the stride-16 map [b, widths[2], h/16, w/16]."""
         *_, grid, _, logits = self.layers(x)
         return logits, grid
+
+
+def _stage(inputs: int, outputs: int, stride: int, depth: int) -> nn.Sequential:
+    rest = [Block(outputs, outputs, 1) for _ in range(depth - 1)]
+    return nn.Sequential(Block(inputs, outputs, stride), *rest)

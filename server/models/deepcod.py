@@ -2,7 +2,8 @@
 
 Yao et al., "Deep Compressive Offloading", SenSys 2020, sections 3.2 and 3.4.1, figure 3, equations
 5-13. What is coded has features and one or two dimensions of space or time: a picture or a map
-[b, features, h, w], a sequence [b, features, t]; always scaled into [-1, 1].
+[b, features, h, w], a sequence [b, features, t]. Its features' `mean` and `span` scale it into
+[-1, 1].
 
 The encoder is one convolution whose kernel is its stride, without bias, kept near an isometry (7).
 Every scalar that it gives goes to the nearest of L learned centres (12); gradients take the soft
@@ -10,15 +11,16 @@ assignment (13) instead. The decoder is self-attention (Zhang et al. 2018), resi
 convolutions and a tanh; while it is trained, `constrain` divides every weight by its largest
 singular value (9), and `settle` leaves plain weights behind.
 
-Three things are ours. Centres are handed to the decoder divided by the square root of the kernel's
-size, so that their range is that of its output. It may stop at a coarser resolution than that of
-the input (a backbone may like that better): fewer blocks than the encoder's stride has factors of
-two. And `rate` tells the bits that the symbols would take, for a training that pays for them.
+Ours: `unit` scales what the encoder gives before it is quantised, so that centres lie about as far
+apart as v = 1 asks for, whatever the rate; `gain` scales them back for the decoder. A block's
+residual has a gate, as attention has, so that a decoder can start as the linear one (see
+`profiles.train.deepcod`). The decoder may stop at a coarser resolution than that of the input (a
+backbone may like that better): fewer blocks than the encoder's stride has factors of two. And
+`rate` tells the bits that the symbols would take, for a training that pays for them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,8 @@ TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 POOL = {1: F.max_pool1d, 2: F.max_pool2d}
 ANNEALING = 1.0
 """v of equation 13: 1 all the time."""
+GATE = 0.1
+"""How much of a block's residual counts at first."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class DeepCODConfig:
             raise ValueError("size has one or two sides, multiples of kernel")
         if not 2 <= self.levels <= 256 or self.channels > self.inputs * self.kernel**self.dims:
             raise ValueError("levels are 2 to 256, and channels no more than the kernel's inputs")
-        if len(self.widths) < 2 or self.kernel % 2**self.blocks:
-            raise ValueError("widths need one block at least, and kernel a factor 2 for each")
+        if not self.widths or (self.kernel > 1) > self.blocks or self.kernel % 2**self.blocks:
+            raise ValueError("widths need a block for any stride, and kernel a factor 2 for each")
 
     @property
     def dims(self) -> int:
@@ -145,17 +149,22 @@ class UpBlock(nn.Module):
         super().__init__()
         self.up = TRANSPOSED[dims](inputs, outputs, 4, 2, 1)
         self.conv = CONV[dims](outputs, outputs, 3, padding=1)
-        self.shortcut = TRANSPOSED[dims](inputs, outputs, 2, 2, bias=False)
+        self.shortcut = TRANSPOSED[dims](inputs, outputs, 2, 2)
+        self.gate = nn.Parameter(torch.full((1,), GATE))
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, inputs, *side] to [b, outputs, *(2 * side)]."""
         grown: Tensor = self.conv(F.relu(self.up(F.relu(x))))
         around: Tensor = self.shortcut(x)
-        return around + grown
+        return around + self.gate * grown
 
 
 class DeepCOD(nn.Module):
-    """One encoder, quantiser and decoder."""
+    """One encoder, quantiser and decoder. `mean` and `span` are of each of the input's features."""
+
+    mean: Tensor
+    span: Tensor
+    unit: Tensor
 
     def __init__(self, config: DeepCODConfig) -> None:
         super().__init__()
@@ -165,7 +174,11 @@ class DeepCOD(nn.Module):
             config.inputs, config.channels, config.kernel, config.kernel, bias=False
         )
         nn.init.orthogonal_(self.encoder.weight)
+        self.register_buffer("mean", torch.zeros(config.inputs))
+        self.register_buffer("span", torch.ones(config.inputs))
+        self.register_buffer("unit", torch.ones(1))
         self.quantizer = Quantizer(config.levels)
+        self.gain = nn.Parameter(torch.full((1,), config.kernel ** (-dims / 2)))
         blocks = [
             UpBlock(a, b, dims) for a, b in zip(config.widths, config.widths[1:], strict=False)
         ]
@@ -179,17 +192,22 @@ class DeepCOD(nn.Module):
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """[b, inputs, *size] in [-1, 1] to symbols int64 [b, channels, *grid]."""
-        return self.quantizer.indices(self.encoder(x))
+        """[b, inputs, *size] to symbols int64 [b, channels, *grid]."""
+        return self.quantizer.indices(self._measured(x))
 
     def decode(self, symbols: Tensor) -> Tensor:
-        """Symbols int64 [b, channels, *grid] to [b, inputs, *(size / shrink)] in [-1, 1]."""
-        return self._restore(self.quantizer.centres[symbols])
+        """Symbols int64 [b, channels, *grid] to [b, inputs, *(size / shrink)]."""
+        return self._restored(self.quantizer.centres[symbols])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """For training: what `decode` gives of `x`, and the symbols' `rate` in bits each."""
-        y, bits = self.quantizer(self.encoder(x))
-        return self._restore(y), bits
+        y, bits = self.quantizer(self._measured(x))
+        return self._restored(y), bits
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """[b, inputs, *any] into [-1, 1], by `mean` and `span`."""
+        mean, span = self._scale(x.ndim - 2)
+        return (x - mean) / span
 
     def isometry(self) -> Tensor:
         """Equation 7: how far the encoder's matrix [h w inputs, channels] is from semi-orthogonal.
@@ -201,9 +219,18 @@ class DeepCOD(nn.Module):
         norm: Tensor = torch.linalg.norm(error)
         return norm
 
-    def _restore(self, y: Tensor) -> Tensor:
-        restored: Tensor = self.decoder(y / math.sqrt(self.config.kernel**self.config.dims))
-        return restored
+    def _measured(self, x: Tensor) -> Tensor:
+        y: Tensor = self.encoder(self.scaled(x))
+        return self.unit * y
+
+    def _restored(self, y: Tensor) -> Tensor:
+        restored: Tensor = self.decoder(self.gain * y)
+        mean, span = self._scale(y.ndim - 2)
+        return mean + span * restored
+
+    def _scale(self, dims: int) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * dims)
+        return self.mean.view(shape), self.span.view(shape)
 
 
 def rate(shares: Tensor, symbols: Tensor) -> Tensor:
@@ -248,25 +275,39 @@ def settle(model: DeepCOD, iterations: int = 20) -> DeepCOD:
 
 @dataclass(frozen=True)
 class RatesConfig:
-    """The codecs of a profile, by rising rate: for each, the fields of its config."""
+    """The codecs of a profile: for each, the fields of its config and the point that it codes.
+
+    `points` are those of the model behind, "input" for all if empty; of one point, codecs come by
+    rising rate.
+    """
 
     rates: tuple[Mapping[str, Any], ...]
+    points: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.points and len(self.points) != len(self.rates):
+            raise ValueError("points are as many as rates")
 
     def configs(self) -> tuple[DeepCODConfig, ...]:
         """The config of every codec. Raises TypeError or ValueError if they are none."""
         return tuple(from_mapping(DeepCODConfig, each) for each in self.rates)
 
+    def places(self, point: str) -> list[int]:
+        """Which of the codecs code `point`."""
+        points = self.points or ("input",) * len(self.rates)
+        return [place for place, each in enumerate(points) if each == point]
+
 
 class Rates(nn.Module):
-    """Codecs of one input at several rates; the first takes fewest bytes."""
+    """Codecs of one model's points at several rates; of a point, the first takes fewest bytes."""
 
     def __init__(self, config: RatesConfig) -> None:
         super().__init__()
         self.config = config
         self.codecs = nn.ModuleList(DeepCOD(each) for each in config.configs())
 
-    def codec(self, rate: int) -> DeepCOD:
-        """Codec number `rate`, counted from 1."""
-        codec = self.codecs[rate - 1]
+    def codec(self, rate: int, point: str = "input") -> DeepCOD:
+        """Codec number `rate` of `point`, counted from 1. Raises IndexError if there is none."""
+        codec = self.codecs[self.config.places(point)[rate - 1]]
         assert isinstance(codec, DeepCOD)
         return codec

@@ -1,0 +1,186 @@
+"""The stage that trains DeepCOD's codecs for a profile: one for each point and rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import book, profile
+from device import encoder
+from profiles import amend
+from profiles.export_deepcod import numpy_file, onnx_file, stages, tflite_file
+from profiles.train import publish
+from profiles.train.deepcod import U8, Weights, measured, symbols, to_pictures, train
+from profiles.train.job import Job
+from profiles.train.loop import Budget, Tick
+from profiles.train.photos import Photos
+from server.models.backbone import Backbone, backbone
+from server.models.checkpoint import load_model, save_weights
+from server.models.cnn import Cnn
+from server.models.deepcod import DeepCOD, DeepCODConfig, Rates, RatesConfig
+
+SAMPLE, BOOK = 300, 1500
+"""Frames that the encoder starts from, and that the code book is made from."""
+FOLDER = "device/deepcod"
+WEIGHTS = Weights()
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One codec: where, of which shape, how many bytes it starts at, minutes of training.
+
+    `after`: it starts from the codec before it in the plan, which has its point and shape.
+    """
+
+    point: str
+    config: DeepCODConfig
+    size: float
+    minutes: float
+    weights: Weights = WEIGHTS
+    after: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a profile's stage trains: points in their order, of each its rates by rising bytes.
+
+    `backbone`: the kind of the profile's model behind them; `flip`: whether a mirrored frame is as
+    good as new; `default`: the point and the rate that serve unless told otherwise.
+    """
+
+    aims: tuple[Aim, ...]
+    backbone: str
+    flip: bool = False
+    default: tuple[str, int] = ("input", 1)
+
+    @property
+    def config(self) -> RatesConfig:
+        """Of the model that holds all codecs."""
+        return RatesConfig(
+            tuple(asdict(aim.config) for aim in self.aims), tuple(aim.point for aim in self.aims)
+        )
+
+    def names(self) -> list[tuple[str, int]]:
+        """The point of each aim, and which of its rates that is, as devices name it."""
+        points = [aim.point for aim in self.aims]
+        return [(point, points[: at + 1].count(point)) for at, point in enumerate(points)]
+
+
+def stage(job: Job, name: str, plan: Plan, frames: U8, held: Photos) -> None:
+    """Train the codecs of `plan` on `frames` [n, h, w, 3], measure on `held`, publish in `name`."""
+    directory = publish.PROFILES / name
+    (entry,) = (m for m in profile.load(directory).models.values() if m.kind == plan.backbone)
+    model = load_model(entry.file, entry.kind, entry.config).requires_grad_(False)
+    before = backbone(model)
+    order = np.random.default_rng(job.seed).permutation(len(frames))
+    sample = to_pictures(frames[np.sort(order[:SAMPLE])])
+
+    def pick(tick: Tick) -> Tensor:
+        chosen = frames[tick.indices]
+        return to_pictures(chosen[:, :, ::-1] if plan.flip and tick.rng.random() < 0.5 else chosen)
+
+    spent, whole, last = {}, Rates(plan.config), None
+    for aim, (point, rate) in zip(plan.aims, plan.names(), strict=True):
+        key = f"{point}-{rate}"
+        last, spent[key] = train(
+            aim.config, before, point, pick, sample, aim.size, len(frames),
+            job.checkpoint(f"deepcod-{key}"), job.budget or Budget(minutes=aim.minutes), job.seed,
+            job.resume, aim.weights, begin=last if aim.after else None,
+        )  # fmt: skip
+        whole.codec(rate, point).load_state_dict(last.state_dict())
+    save_weights(whole, job.weights("deepcod"))
+    seen = frames[np.sort(order[:BOOK])]
+    figures = export(job, plan, model, seen, held)
+    job.record("deepcod", sum(spent.values()), held_out=figures)
+    add(job, plan, directory, figures)
+
+
+@torch.no_grad()
+def export(
+    job: Job, plan: Plan, model: torch.nn.Module, frames: U8, held: Photos
+) -> dict[str, dict[str, float]]:
+    """Write the device's files, with books made from `frames`; what each codec does on `held`."""
+    served = load_model(job.weights("deepcod"), "deepcod", asdict(plan.config))
+    assert isinstance(served, Rates)
+    before = backbone(model)
+    figures: dict[str, dict[str, float]] = {}
+    known = ""
+    for point, rate in plan.names():
+        codec = served.codec(rate, point)
+        if point != known:
+            at, held_at = (_at(before, point, each) for each in (frames, held.frames))
+            known = point
+        made = book.trained(symbols(codec, at), codec.config.levels)
+        write(job.out / "device" / f"{point}-{rate}", codec, made, model, point)
+        codes = [made.encode(each) for each in symbols(codec, held_at)]
+        size = float(np.mean([len(code) for code in codes]))
+        figures[f"{point}-{rate}"] = {
+            **measured(codec, before, point, to_pictures, held), "bytes": round(size, 1)
+        }  # fmt: skip
+        print(f"{point}-{rate}", figures[f"{point}-{rate}"], flush=True)
+    return figures
+
+
+def write(stem: Path, codec: DeepCOD, made: book.Book, model: torch.nn.Module, point: str) -> None:
+    """The encoder's three files, STEM.npz, STEM.onnx and STEM.tflite."""
+    shrink = model.config.shrink if isinstance(model, Cnn) and point == "input" else 1
+    frames = point == "input"
+    numpy_file(codec, made, Path(f"{stem}.npz"), frames, shrink)
+    onnx_file(codec, Path(f"{stem}.onnx"), frames, shrink)
+    tflite_file(codec, Path(f"{stem}.tflite"), frames, shrink)
+    encoder.load(Path(f"{stem}.npz"))
+
+
+def add(job: Job, plan: Plan, directory: Path, figures: Mapping[str, Mapping[str, float]]) -> None:
+    """Put what `stage` left in the job's folder into the profile in `directory`."""
+    kinds = ("npz", "onnx", "tflite")
+    loaded = profile.load(directory)
+    size = (loaded.manifest.input.height, loaded.manifest.input.width)
+    (entry,) = (m for m in loaded.models.values() if m.kind == plan.backbone)
+    model = load_model(entry.file, entry.kind, entry.config)
+    files: dict[str, Path] = {}
+    names = backbone(model).points
+    deepest = max(names.index(aim.point) for aim in plan.aims)
+    cut = []
+    if isinstance(model, Cnn):
+        cut = stages(model, size, job.out / "device" / "stage", deepest)
+    points: list[dict[str, Any]] = []
+    for place, point in enumerate(names[: deepest + 1]):
+        rates = []
+        for _, rate in (each for each in plan.names() if each[0] == point):
+            paths = {kind: f"{FOLDER}/{point}-{rate}.{kind}" for kind in kinds}
+            files |= {path: job.out / "device" / Path(path).name for path in paths.values()}
+            measure = figures[f"{point}-{rate}"]
+            rates.append({**paths, "bytes": measure["bytes"], "accuracy": measure["accuracy"]})
+        points.append({"name": point, "rates": rates})
+        if place:
+            paths = {kind: f"{FOLDER}/{file.name}" for kind, file in cut[place - 1].items()}
+            files |= {path: cut[place - 1][kind] for kind, path in paths.items()}
+            points[-1]["stage"] = paths
+    point, rate = plan.default
+    amend.amend(
+        directory,
+        models={"deepcod": (job.weights("deepcod"), asdict(plan.config))},
+        strategies={
+            "deepcod": {
+                "point": point, "rate": rate, "runtime": "numpy", "backbone": plan.backbone,
+                "points": points,
+            }
+        },
+        files=files,
+        made={"deepcod": job.recorded("deepcod")},
+    )  # fmt: skip
+
+
+def _at(model: Backbone, point: str, frames: U8, batch: int = 50) -> Tensor:
+    parts = [
+        model.before(to_pictures(frames[first : first + batch]), point)
+        for first in range(0, len(frames), batch)
+    ]
+    return torch.cat(parts)
