@@ -17,7 +17,9 @@ from common import profile as profiles
 from common import registry
 from common.errors import ConfigError
 from common.profile import Profile
-from profiles import measure, measuring
+from device.machine import Machine
+from profiles import export_janus, measure, measuring
+from profiles.measuring.janus import knots
 from tests.profiles import tiny
 
 
@@ -118,3 +120,31 @@ def test_a_slow_call_is_run_three_times_only(monkeypatch: pytest.MonkeyPatch) ->
 
     assert measuring.milliseconds(call, seconds=0.5) == 10_000.0
     assert len(calls) == 1 + 3
+
+
+def test_janus_is_measured_as_it_is_served(tmp_path: Path) -> None:
+    """Of the tiny profile's layers: what is kept is what the scheduler reads."""
+    root = tiny(tmp_path)
+    profile = profiles.load(root)
+    if "janus" not in profile.manifest.strategies:
+        export_janus.publish(root)
+    assert measure.main([str(root), "--only", "janus"]) == 0
+    params = profiles.load(root).manifest.params("janus")
+    latency = params["latency"]
+    for side in ("device", "server"):
+        machine = Machine.read(latency[side])
+        assert machine.tokens[-1] == params["tokens"]
+        assert min(machine.ms) > 0
+        assert machine.first > 0
+        assert latency[side]["slope"] == pytest.approx(machine.fit[0], rel=0.05, abs=1e-4)
+    bytes_of = {name: coding["token"] for name, coding in latency["codings"].items()}
+    assert bytes_of["int8"] < bytes_of["fp16"] < bytes_of["fp32"]
+    assert latency["frames"]["bytes"] > 0
+
+
+def test_knots_rise_to_all_tokens() -> None:
+    for tokens in (17, 197, 577):
+        found = knots(tokens)
+        assert found == sorted({*found})
+        assert found[0] >= 4
+        assert found[-1] == tokens
