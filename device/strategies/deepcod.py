@@ -2,6 +2,7 @@
 
 Yao et al., "Deep Compressive Offloading", SenSys 2020. The decoder and the rest of the model are
 the server's. Point and rate may differ from frame to frame: everything they need is in the bundle.
+At the point "auto" it is the one of least predicted latency, by equation 14 (`device.partition`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from common.errors import ConfigError
 from common.messages import Query
 from device import encoder, inference
 from device.bundle import Bundle
-from device.content import View, view
+from device.content import View, signal
 from device.encoder import Encoder, Values
 from device.inference import Model
+from device.link import Estimate
 from device.params import Param, from_profile
+from device.partition import Choice, choices, choose, cold_start
 from device.strategy import Answer, Conversation, Frame, Plan
 
 NAME = "deepcod"
+AUTO = "auto"
 POINTS = ("input", *(f"block-{number}" for number in range(1, 13)))
 PARAMS = {
-    "point": Param("input", choices=POINTS),
+    "point": Param("input", choices=(AUTO, *POINTS)),
     "rate": Param(1, 1, 16),
     "runtime": Param("numpy", choices=("numpy", "onnx", "tflite")),
 }
@@ -37,13 +41,15 @@ class DeepCod:
     """Sends "code" uint8 [n], the symbols of what lies at a point as `common.book` codes them.
 
     `point` says where the model is cut, `rate` which of its encoders, the first of which takes
-    fewest bytes; `runtime`, what computes the convolution. Layers before a cut are computed by the
+    fewest bytes (of "auto", at each point that has so many); `runtime`, what computes the
+    convolution. Layers before a cut are computed by the
     same one, or by ONNX Runtime where that is numpy.
     """
 
     bundle: Bundle
     params: Mapping[str, Any]
     view: View
+    cold: Estimate
     encoders: dict[tuple[str, int, str], Encoder] = field(default_factory=dict)
     heads: dict[tuple[int, str], Model] = field(default_factory=dict)
     heavy: bool = True
@@ -55,11 +61,18 @@ class DeepCod:
         """
         params = {**self.params, **plan.params}
         point, rate, runtime = params["point"], params["rate"], params["runtime"]
+        if point == AUTO:
+            best = choose(self.choices(rate), plan.link, self.cold)
+            point, rate = best.point, best.rate
         code = self.encoder(point, rate, runtime)(self.values(frame, point, runtime))
         tensors = {"code": encode(np.frombuffer(code, dtype=np.uint8))}
         sent = {"point": point, "rate": rate}
         result = yield Query(NAME, "symbols", params=sent, tensors=tensors)
         return Answer.of_result(result, self.bundle.manifest.classes, strategy=NAME, rounds=1)
+
+    def choices(self, rate: int) -> tuple[Choice, ...]:
+        """What "auto" chooses from. Raises ConfigError if nothing was measured."""
+        return choices(self.bundle.manifest.params(NAME).get("measured", ()), rate)
 
     def values(self, frame: Frame, point: str, runtime: str) -> Values:
         """What lies at `point` of a frame: [*size, features]."""
@@ -105,11 +118,19 @@ class DeepCod:
 
 
 def create(bundle: Bundle) -> DeepCod:
-    """The strategy, its profile's encoder loaded.
+    """The strategy, what its profile's point needs loaded: of "auto" all, so that none waits later.
 
-    Raises ConfigError without a runtime, Unavailable without the encoder's file.
+    Raises ConfigError without a runtime or measurements, Unavailable without an encoder's file.
     """
     manifest = bundle.manifest
-    made = DeepCod(bundle, from_profile(PARAMS, manifest.params(NAME)), view(manifest))
-    made.encoder(made.params["point"], made.params["rate"], made.params["runtime"])
+    given = manifest.params(NAME)
+    made = DeepCod(bundle, from_profile(PARAMS, given), signal(manifest), cold_start(given))
+    point, rate, runtime = (made.params[name] for name in ("point", "rate", "runtime"))
+    pairs = [(point, rate)]
+    if point == AUTO:
+        pairs = [(each.point, each.rate) for each in made.choices(rate)]
+    for place, number in pairs:
+        made.encoder(place, number, runtime)
+        for stage in range(1, made._place(place) + 1):
+            made.head(stage, runtime)
     return made
