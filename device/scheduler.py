@@ -60,7 +60,8 @@ class Coding:
 class Decision:
     """How to answer one frame, and what that is predicted to take, in milliseconds.
 
-    `split`: see the module's text; `coding`: of the tokens sent, None if none are.
+    `split`: see the module's text; `coding`: of what is sent, None if nothing is. `at`: the
+    configuration's indices in `Costs`.
     """
 
     alpha: float
@@ -70,6 +71,7 @@ class Decision:
     link_ms: float
     server_ms: float
     meets: bool
+    at: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def total_ms(self) -> float:
@@ -119,7 +121,7 @@ def algorithm1(
             else:
                 here += device.last
             total = here + link + there
-            name = coding.name if 0 < split <= shape.layers else None
+            name = None if split > shape.layers else coding.name if split else frame.name
             if best is None or total < best.total_ms:
                 best = Decision(alpha, split, name, here, link, there, total <= requirement)
         assert best is not None
@@ -135,11 +137,13 @@ class Costs:
 
     `device`, `server`: ms [A, S, C] and [A, S] of the machines as profiled; `size`: bytes
     [A, S, C]; `loss`: [A, S, C], the order of preference: the least that meets the requirement.
+    `codings`, `frames`: how tokens are sent, and how frames are at split 0, [C] each.
     """
 
     alphas: tuple[float, ...]
     splits: tuple[int, ...]
     codings: tuple[Coding, ...]
+    frames: tuple[Coding, ...]
     layers: int
     device: F64
     server: F64
@@ -151,28 +155,38 @@ class Costs:
         """1.0 where the server takes part, [S]."""
         return np.array([float(split <= self.layers) for split in self.splits])
 
+    def sends(self, split: int, coding: int) -> str | None:
+        """The name of the coding [C] of what split [S] sends; None for nothing."""
+        place = self.splits[split]
+        if place > self.layers:
+            return None
+        return self.codings[coding].name if place else self.frames[coding].name
+
 
 def costs(
     shape: Shape,
     device: Machine,
     server: Machine,
     codings: Sequence[Coding],
-    frame: Coding,
+    frames: Sequence[Coding],
     *,
     splits: Sequence[int] | None = None,
     merges: Sequence[tuple[float, Sequence[int]]] | None = None,
+    step: float = STEP,
     lines: bool = False,
 ) -> Costs:
     """The costs of all configurations, computed once per profile.
 
-    `splits`: all N + 2 unless given; `merges`: (alpha, merges per layer) of every schedule, those
-    of Janus unless given. `lines`: the machines' lines alone, as in the paper, and not what was
-    measured where these are bad. Tokens merged away are a loss of their mean share over the layers.
+    `codings` of tokens and `frames`: as many, the one taken with the other. `splits`: all N + 2
+    unless given; `merges`: (alpha, merges per layer) of every schedule, those of Janus unless
+    given, alpha in steps of `step`. `lines`: the machines' lines alone, as in the paper, and not
+    what was measured where these are bad. Tokens merged away are a loss of their mean share over
+    the layers.
     """
     if splits is None:
         splits = range(shape.layers + 2)
     if merges is None:
-        alphas = grid(shape.layers, shape.tokens)
+        alphas = grid(shape.layers, shape.tokens, step)
         merges = [(alpha, schedule(alpha, shape.layers, shape.tokens)) for alpha in alphas]
     merged = np.array([each for _, each in merges])
     counts = np.array([remaining(each, shape.tokens) for _, each in merges])
@@ -191,22 +205,24 @@ def costs(
     on_device = on_device + np.where(alone, device.last, 0.0)
     sent, whole = ((places > 0) & ~alone)[:, None], (places == 0)[:, None]
 
-    def coded(of_tokens: F64, of_frame: float) -> F64:
+    def coded(of_tokens: F64, of_frame: F64) -> F64:
         """[A, S, C], zero where the device is alone."""
         return np.where(sent, of_tokens, np.where(whole, of_frame, 0.0))
 
     fixed, token, ms, loss = np.array([[c.fixed, c.token, c.ms, c.loss] for c in codings]).T
+    whole_size, whole_ms, whole_loss = np.array([[c.fixed, c.ms, c.loss] for c in frames]).T
     left = counts[:, ran, None]
     removed = 1.0 - counts[:, :-1].mean(axis=1) / shape.tokens
     return Costs(
         alphas=tuple(alpha for alpha, _ in merges),
         splits=tuple(splits),
         codings=tuple(codings),
+        frames=tuple(frames),
         layers=shape.layers,
-        device=on_device[:, :, None] + coded(left * ms, frame.ms),
+        device=on_device[:, :, None] + coded(left * ms, whole_ms),
         server=np.where(alone, 0.0, on_server),
-        size=coded(fixed + left * token, frame.fixed),
-        loss=removed[:, None, None] + coded(loss, frame.loss),
+        size=coded(fixed + left * token, whole_size),
+        loss=removed[:, None, None] + coded(loss, whole_loss),
     )
 
 
@@ -214,11 +230,12 @@ def costs(
 class Scheduler:
     """Decides by `costs`. Per frame only the link, the load and the queue change.
 
-    Of the configurations that meet the requirement the one of least loss is taken, of these the
-    fastest; if none does, the fastest of all.
+    Of the configurations that meet the requirement the one of least loss is taken, and of those
+    within `slack` of it the fastest; if none does, the fastest of all.
     """
 
     costs: Costs
+    slack: float = SAME
     _device: F64 = field(init=False, repr=False)
     _server: F64 = field(init=False, repr=False)
     _remote: F64 = field(init=False, repr=False)
@@ -257,7 +274,7 @@ class Scheduler:
         meets = total <= requirement
         if meets.any():
             loss = np.where(meets, self._loss, np.inf)
-            total[loss > loss.min() + SAME] = np.inf
+            total[loss > loss.min() + self.slack] = np.inf
             return self._decision(int(total.argmin()), slow, rtt, load, speed, queue, True)
         return self._decision(int(total.argmin()), slow, rtt, load, speed, queue, False)
 
@@ -271,16 +288,15 @@ class Scheduler:
         queue: float,
         meets: bool,
     ) -> Decision:
-        alpha, split, coding = np.unravel_index(at, self.costs.size.shape)
-        place = self.costs.splits[split]
-        sent = 0 < place <= self.costs.layers
+        alpha, split, coding = (int(i) for i in np.unravel_index(at, self.costs.size.shape))
         remote = self._remote[at]
         return Decision(
             alpha=self.costs.alphas[alpha],
-            split=place,
-            coding=self.costs.codings[coding].name if sent else None,
+            split=self.costs.splits[split],
+            coding=self.costs.sends(split, coding),
             device_ms=float(self._device[at] * load),
             link_ms=float(self._size[at] * slow + remote * rtt),
             server_ms=float(self._server[at] * speed + remote * queue),
             meets=meets,
+            at=(alpha, split, coding),
         )
