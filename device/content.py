@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import ConfigError
 from common.profile import Input, Manifest
 from common.sound import LONGEST, features
-from device import picture, sound, text
+from device import clip, picture, sound, text
 from device.strategy import Content, Frame, Pixels, Samples
 
 Data = bytes | Path | Pixels | Samples
@@ -29,7 +29,7 @@ def reader(manifest: Manifest) -> Reader:
 
 
 def view(manifest: Manifest) -> View:
-    """What models look at of a frame: its pixels, or a sound's features.
+    """What models look at of a frame: its pixels, a sound's features, a clip's frames in a column.
 
     Raises ConfigError: an unknown task, or one whose models look at no picture.
     """
@@ -86,6 +86,20 @@ def sounds(size: Input) -> Reader:
     return read
 
 
+def clips(size: Input) -> Reader:
+    """Clips of square frames, as many as lie below each other in the picture that models see."""
+    count, side = size.height // size.width, size.width
+
+    def read(data: Data) -> Pixels:
+        if isinstance(data, Path):
+            return clip.load(data, count, side)
+        if isinstance(data, bytes):
+            raise ValueError(f"a picture is no clip: {clip.HINT}")
+        return clip.fit(data, count, side)
+
+    return read
+
+
 def sentences(size: Input) -> Reader:
     """Sentences, whatever their length; the strategies make words of them."""
 
@@ -101,19 +115,27 @@ def _zeros(size: Input) -> Pixels:
     return np.zeros((size.height, size.width, size.channels), np.uint8)
 
 
+def _still(size: Input) -> Pixels:
+    side = size.width
+    return np.zeros((size.height // side, side, side, size.channels), np.uint8)
+
+
 TEXT = "classify-text"
 READERS: dict[str, Callable[[Input], Reader]] = {
     "classify": pictures,
     "listen": sounds,
+    "watch": clips,
     TEXT: sentences,
 }
 """By the profile's task."""
 VIEWS: dict[str, Callable[[Input], View]] = {
     "classify": lambda size: lambda frame: frame.pixels,
     "listen": lambda size: lambda frame: features(frame.samples, size.height, size.width),
+    "watch": lambda size: lambda frame: frame.pixels.reshape(size.height, size.width, -1),
 }
 BLANKS: dict[str, Callable[[Input], Content]] = {
     "classify": _zeros,
     "listen": lambda size: np.zeros(1, np.float32),
+    "watch": _still,
     TEXT: lambda size: "",
 }

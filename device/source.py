@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import ConfigError
+from device import clip
 from device.content import Data, Reader
 from device.splitter import Splitter, are_pictures
 from device.strategy import Frame
@@ -29,6 +30,7 @@ TABLES = frozenset((".tsv",))
 TEXTS = TABLES | {".txt"}
 STREAMS = frozenset((".mjpeg", ".mjpg"))
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"))
+CLIPS = "clips:"
 STANDARD_INPUT = 0
 _CHUNK = 1 << 16
 
@@ -73,6 +75,8 @@ def open_source(text: str) -> Source:
         from device import camera
 
         return camera.open_camera(text)
+    if text.startswith(CLIPS):
+        return _clips(Path(text.removeprefix(CLIPS)))
     path = Path(text)
     if path.is_dir():
         known = PICTURES | SOUNDS
@@ -98,8 +102,24 @@ def open_source(text: str) -> Source:
         return of_files(files, None)
     raise ConfigError(
         f"--source {text!r} is nothing that exists: give a folder, a file, a quoted pattern, "
-        "camera:N, or - for pictures or lines of text on standard input"
+        "clips:DIR, camera:N, or - for pictures or lines of text on standard input"
     )
+
+
+def _clips(root: Path) -> Source:
+    found = clip.find(root)
+    if not found:
+        raise ConfigError(
+            f"there is no clip under {root}: no folder of pictures ({_suffixes(clip.PICTURES)}), "
+            f"and no file of frames ({_suffixes(clip.FILES)})"
+        )
+    base = root if root.is_dir() and found != [root] else root.parent
+
+    def shots() -> Iterator[Shot]:
+        for index, path in enumerate(found):
+            yield Shot(index, str(path.relative_to(base)), path)
+
+    return Source(shots, len(found))
 
 
 def of_files(files: Sequence[Path], root: Path | None) -> Source:

@@ -20,7 +20,7 @@ from common.messages import Query, Result
 from device.link import UNKNOWN, Estimate
 
 Pixels = npt.NDArray[np.uint8]
-"""uint8 [H, W, 3] RGB at the profile's input size."""
+"""uint8 [H, W, 3] RGB at the profile's input size; of a clip, [T, H, W, 3]."""
 Samples = npt.NDArray[np.float32]
 """float32 [n], sound at the profile's rate, in [-1, 1]."""
 Content = Pixels | Samples | str
@@ -42,7 +42,7 @@ class Frame:
 
     @property
     def pixels(self) -> Pixels:
-        """The picture, uint8 [H, W, 3]. Raises TypeError if this is none."""
+        """The picture, uint8 [H, W, 3], or clip, [T, H, W, 3]. Raises TypeError if not."""
         if isinstance(self.content, str) or self.content.dtype != np.uint8:
             raise TypeError(f"frame {self.name} is no picture")
         return cast(Pixels, self.content)

@@ -99,7 +99,7 @@ def _embed(g: Pointing, vit: VisionTransformer, path: Path) -> None:
     count = vit.pos_embed.shape[1]
     whole = g.reshape(all_, "unplaced.all", 1, count, config.dim)
     g.node("Add", [whole, g.weight("places", vit.pos_embed)], TOKENS)
-    frame = pictures(FRAME, 1, config.image, config.image, config.channels)
+    frame = pictures(FRAME, 1, config.frames * config.image, config.image, config.channels)
     g.write(path, [frame], [floats(TOKENS, 1, count, config.dim)])
 
 

@@ -36,15 +36,19 @@ def embed_onnx(vit: VisionTransformer, path: Path) -> int:
 
 
 def embedding(g: Graph, vit: VisionTransformer) -> str:
-    """Adds ``frame`` uint8 [1, H, W, 3] to rows float32 [N, dim], before their positions."""
+    """Adds ``frame`` uint8 [1, H, W, 3] to rows float32 [N, dim], before their positions.
+
+    A clip is a frame too: its own lie below each other, and ``tubelet`` of them make a row.
+    """
     config = vit.config
-    grid, side, channels = config.grid, config.patch, config.channels
-    mean = (255 * vit.mean[:channels]).view(1, channels, 1, 1)
-    std = (255 * vit.std[:channels]).view(1, channels, 1, 1)
+    grid, side, count, deep = config.grid, config.patch, config.places, config.tubelet
+    channels = deep * config.channels
+    mean = (255 * vit.mean[: config.channels]).repeat(deep).view(1, channels, 1, 1)
+    std = (255 * vit.std[: config.channels]).repeat(deep).view(1, channels, 1, 1)
     x = g.node("Cast", [FRAME], "float", to=TensorProto.FLOAT)
-    x = g.reshape(x, "cells", grid, side, grid, side, channels)
-    x = g.node("Transpose", [x], "cells.planes", perm=[0, 2, 4, 1, 3])
-    x = g.reshape(x, "patches", grid**2, channels, side, side)
+    x = g.reshape(x, "cells", -1, deep, grid, side, grid, side, config.channels)
+    x = g.node("Transpose", [x], "cells.planes", perm=[0, 2, 4, 1, 6, 3, 5])
+    x = g.reshape(x, "patches", count, channels, side, side)
     x = g.node("Sub", [x, g.constant("mean", mean.numpy())], "centred")
     x = g.node("Div", [x, g.constant("std", std.numpy())], "normalised")
     if isinstance(vit.patch_embed, LocalStem):
@@ -54,7 +58,7 @@ def embedding(g: Graph, vit: VisionTransformer) -> str:
         x = g.node(
             "Transpose", [x], "rows", perm=[0, 2, 3, 1]
         )  # a vector is (row, column, channel)
-        x = g.linear(g.reshape(x, "vectors", grid**2, -1), "projected", vit.patch_embed.proj)
+        x = g.linear(g.reshape(x, "vectors", count, -1), "projected", vit.patch_embed.proj)
     for place, mixer in enumerate(vit.mixers):
         assert isinstance(mixer, Mixer)
         x = _mixer(g, x, f"mixer{place}", mixer, grid)

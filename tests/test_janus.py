@@ -34,6 +34,8 @@ from server.strategies import janus as on_server
 
 LINEAR = ViTConfig(dim=24, depth=4, heads=3, classes=5, image=96, mean=(0.3, 0.4, 0.5), pool="avg")
 LOCAL = replace(LINEAR, stem="local", stem_width=4, mixers=2, pool="cls")
+CLIP = replace(LOCAL, mixers=0, image=48, frames=8, tubelet=2)
+"""As many tokens as a picture's, in four steps of 3x3."""
 LAYERS, TOKENS = 4, 37
 ALPHAS = (0.0, 0.6, schedules.alpha_max(LAYERS, TOKENS))
 EXACT = {"precision": "fp32", "frame": "zstd"}
@@ -54,8 +56,12 @@ class Pair:
             "sha256": profiles_of.sha256(root / "weights" / "vit.safetensors"),
         }  # fmt: skip
         document = {
-            "format": 1, "name": "one", "task": "classify", "classes": list("abcde"),
-            "input": {"height": 96, "width": 96, "channels": 3, "patch": 16},
+            "format": 1, "name": "one", "task": "classify" if config.frames == 1 else "watch",
+            "classes": list("abcde"),
+            "input": {
+                "height": config.frames * config.image, "width": config.image, "channels": 3,
+                "patch": 16,
+            },
             "models": {"vit": entry}, "strategies": {}, "device": {"files": []}, "made": {},
         }  # fmt: skip
         (root / "profile.json").write_text(json.dumps(document))
@@ -68,11 +74,25 @@ class Pair:
         self.device = on_device.create(self.bundle)
 
     def ask(self, seed: int, **params: Any) -> Query:
-        return next(self.device.infer(frame(seed), Plan("janus", params)))
+        return next(self.device.infer(self.frame(seed), Plan("janus", params)))
+
+    def frame(self, seed: int) -> Frame:
+        """A picture of coloured patches, or a clip of them."""
+        size, random = self.profile.manifest.input, np.random.default_rng(seed)
+        coarse = random.integers(0, 216, (size.height // 16, size.width // 16, 3))
+        fine = random.integers(0, 40, (size.height, size.width, 3))
+        pixels = (coarse.repeat(16, 0).repeat(16, 1) + fine).astype(np.uint8)
+        if size.height > size.width:
+            pixels = pixels.reshape(-1, size.width, size.width, 3)
+        return Frame(seed, str(seed), pixels, 0.0)
+
+    def seen(self, seed: int) -> npt.NDArray[np.uint8]:
+        """What the model looks at."""
+        return self.device.view(self.frame(seed))
 
     def probabilities(self, seed: int, **params: Any) -> npt.NDArray[np.float32]:
         """The whole conversation; by class, in order."""
-        talk = self.device.infer(frame(seed), Plan("janus", params))
+        talk = self.device.infer(self.frame(seed), Plan("janus", params))
         try:
             query = next(talk)
             (outcome,) = self.server.forward([self.server.prepare(query, NOTHING)])
@@ -86,7 +106,7 @@ class Pair:
     @torch.inference_mode()
     def unsplit(self, seed: int, merges: tuple[int, ...]) -> npt.NDArray[np.float32]:
         vit = self.serving.classifier
-        x = vit.embed(to_patches(frame(seed).pixels[None]))
+        x = vit.embed(to_patches(self.seen(seed)[None]))
         if any(merges):
             logits = vit.forward_head(*merging.run(vit.blocks, x, merging.unmerged(x), merges))
         else:
@@ -100,14 +120,7 @@ def _range(name: str) -> tuple[float, float]:
     return (-0.5, 0.5) if name == "head.weight" else (-0.3, 0.3)
 
 
-def frame(seed: int) -> Frame:
-    random = np.random.default_rng(seed)
-    coarse = random.integers(0, 216, (6, 6, 3)).repeat(16, 0).repeat(16, 1)
-    pixels = (coarse + random.integers(0, 40, (96, 96, 3))).astype(np.uint8)
-    return Frame(seed, str(seed), pixels, 0.0)
-
-
-@pytest.fixture(scope="module", params=[LINEAR, LOCAL], ids=["linear", "local"])
+@pytest.fixture(scope="module", params=[LINEAR, LOCAL, CLIP], ids=["linear", "local", "clip"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("one"), request.param)
 
@@ -177,7 +190,7 @@ def test_split_zero_sends_the_frame(pair: Pair, codec: str) -> None:
     assert query.tensors["frame"].codec == codec
     sent = decode(query.tensors["frame"])
     if codec != "jpeg":
-        assert np.array_equal(sent, frame(0).pixels)
+        assert np.array_equal(sent, pair.seen(0))
 
 
 def test_a_block_is_opened_when_it_is_first_needed(
@@ -193,7 +206,7 @@ def test_a_block_is_opened_when_it_is_first_needed(
     monkeypatch.setattr(inference, "session", noted)
     strategy = on_device.create(pair.bundle)
     for split in (0, 2, 1, 3):
-        next(strategy.infer(frame(0), Plan("janus", {"split": split})))
+        next(strategy.infer(pair.frame(0), Plan("janus", {"split": split})))
     assert opened == ["vit-embed.onnx", *(f"vit-block{n}.onnx" for n in (1, 2, 3))]
 
 

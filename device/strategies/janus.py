@@ -20,6 +20,7 @@ from common.merging import Merges
 from common.messages import Query
 from common.tokens import pack
 from device.bundle import Bundle
+from device.content import View, view
 from device.head import Head
 from device.params import Param, from_profile
 from device.strategy import Answer, Conversation, Frame, Plan
@@ -47,6 +48,7 @@ class Janus:
     """
 
     classes: tuple[str, ...]
+    view: View
     head: Head
     total: int
     params: Mapping[str, Any]
@@ -62,12 +64,13 @@ class Janus:
         if split > layers + 1:
             raise ConfigError(f"split={split}: a model of {layers} layers has 0 to {layers + 1}")
         merges = self.merges(params)
+        pixels = self.view(frame)
         if split == 0:
             options = {"quality": params["quality"]} if params["frame"] == "jpeg" else {}
-            tensors = {"frame": encode(frame.pixels, params["frame"], **options)}
+            tensors = {"frame": encode(pixels, params["frame"], **options)}
             query = Query(NAME, "frame", {"merges": list(merges)}, tensors)
             return Answer.of_result((yield query), self.classes, strategy=NAME, rounds=1)
-        tokens, sizes = self.head.run(frame.pixels, merges[:split])
+        tokens, sizes = self.head.run(pixels, merges[:split])
         if split == layers + 1:
             probabilities = self.head.classify(tokens, sizes)
             return Answer.of(probabilities, self.classes, strategy=NAME, source="device", rounds=0)
@@ -99,4 +102,5 @@ def create(bundle: Bundle) -> Janus:
         [bundle.path(block) for block in params["blocks"]],
         bundle.path(params["last"]),
     )
-    return Janus(manifest.classes, head, int(params["tokens"]), from_profile(PARAMS, params))
+    own = from_profile(PARAMS, params)
+    return Janus(manifest.classes, view(manifest), head, int(params["tokens"]), own)

@@ -146,6 +146,9 @@ def convert(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     if weight is not None and weight.ndim == 4:
         # A convolution's kernel is [dim, channel, row, column]; a patch is (row, column, channel).
         out["patch_embed.proj.weight"] = weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+    elif weight is not None and weight.ndim == 5:
+        # Over clips it is [dim, channel, frame, row, column]; a tubelet ends in (frame, channel).
+        out["patch_embed.proj.weight"] = weight.permute(0, 3, 4, 2, 1).flatten(1).contiguous()
     return out
 
 
@@ -180,7 +183,8 @@ def _fit(path: Path, model: nn.Module, given: dict[str, Tensor]) -> None:
     """Complete ``given`` for ``model`` in place, or raise ConfigError naming what does not fit."""
     wanted = model.state_dict()
     for name in ("pos_embed", "decoder_pos_embed"):
-        if name in given and name in wanted and given[name].ndim == 3:
+        same = name in given and given[name].shape == getattr(wanted.get(name), "shape", None)
+        if name in given and name in wanted and given[name].ndim == 3 and not same:
             grid = int(model.config.grid)  # type: ignore[union-attr, arg-type]
             given[name] = resample_positions(given[name], grid)
     for name, value in wanted.items():

@@ -35,6 +35,10 @@ class ViTConfig:
     ``pool`` is what the head reads: "cls" (the class token after ``norm``) or "avg" (the mean of
     the patch tokens, then ``fc_norm``, as in MAE's fine-tuned models). ``stem_width`` and
     ``mixers`` shape the local stem and are ignored by the linear one.
+
+    Of a clip, ``frames`` frames of ``image`` pixels square lie one below the other in the picture
+    that the patches are of, and ``tubelet`` of them, one after another, make a token (2x16x16 in
+    Feichtenhofer et al. 2022, "Masked Autoencoders As Spatiotemporal Learners").
     """
 
     dim: int
@@ -52,6 +56,8 @@ class ViTConfig:
     std: tuple[float, ...] = IMAGENET_STD
     eps: float = 1e-6
     pool: Literal["cls", "avg"] = "cls"
+    frames: int = 1
+    tubelet: int = 1
 
     def __post_init__(self) -> None:
         if self.image % self.patch or self.dim % self.heads:
@@ -60,11 +66,20 @@ class ViTConfig:
             raise ValueError(f"unknown stem {self.stem!r} or pool {self.pool!r}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError("mean and std need one value per channel")
+        if self.frames < 1 or self.tubelet < 1 or self.frames % self.tubelet:
+            raise ValueError("frames must be a multiple of tubelet")
+        if self.frames > 1 and self.mixers:
+            raise ValueError("mixers are for pictures: the tokens of a clip are no grid")
 
     @property
     def grid(self) -> int:
         """Patches along one side of the frame."""
         return self.image // self.patch
+
+    @property
+    def places(self) -> int:
+        """Tokens of a whole frame or clip, without the class token."""
+        return self.grid**2 * (self.frames // self.tubelet)
 
     @property
     def patch_size(self) -> int:
@@ -184,14 +199,14 @@ class VisionTransformer(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).repeat(pixels), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).repeat(pixels), persistent=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.places, config.dim))
         self.patch_embed: PatchEmbed | LocalStem
         if config.stem == "linear":
-            self.patch_embed = PatchEmbed(config.patch_size, config.dim)
+            self.patch_embed = PatchEmbed(config.tubelet * config.patch_size, config.dim)
             self.mixers = nn.ModuleList()
         else:
             self.patch_embed = LocalStem(
-                config.patch, config.channels, config.stem_width, config.dim
+                config.patch, config.tubelet * config.channels, config.stem_width, config.dim
             )
             self.mixers = nn.ModuleList(Mixer(config.dim, config.eps) for _ in range(config.mixers))
         self.blocks = nn.ModuleList(
@@ -218,9 +233,14 @@ class VisionTransformer(nn.Module):
         """Patches [b, k, patch_size] to tokens [b, 1+k, dim], class token first.
 
         ``indices`` int64 [b, k] are the patches' places, row by row on the grid; None means all of
-        them in order.
+        them in order. Of a clip there must be all, and they make k / tubelet tokens.
         """
-        x = self.patch_embed((patches - self.mean) / self.std)
+        x = (patches - self.mean) / self.std
+        if self.config.frames > 1:
+            if indices is not None:
+                raise ValueError("of a clip all patches are needed")
+            x = self._tubelets(x)
+        x = self.patch_embed(x)
         for mixer in self.mixers:
             x = mixer(x, indices, self.config.grid)
         places = self.pos_embed[:, 1:]
@@ -228,6 +248,16 @@ class VisionTransformer(nn.Module):
             places = places[0][indices]
         head = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat((head, x + places), dim=1)
+
+    def _tubelets(self, patches: Tensor) -> Tensor:
+        """[b, frames * grid^2, patch_size] to [b, places, tubelet * patch_size].
+
+        A tubelet is a vector (row, column, frame, channel), channel fastest.
+        """
+        c = self.config
+        steps, pixels = c.frames // c.tubelet, c.patch**2
+        x = patches.view(-1, steps, c.tubelet, c.grid**2, pixels, c.channels)
+        return x.permute(0, 1, 3, 4, 2, 5).reshape(len(patches), c.places, -1)
 
     def forward_features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """All blocks: tokens [b, 1+k, dim] to (tokens, attention [b, k]), before the last norm."""
