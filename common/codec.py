@@ -91,10 +91,9 @@ def _lzw_decode(tensor: Tensor) -> Array:
 def _jpeg_encode(array: Array, quality: int = 75) -> bytes:
     import simplejpeg
 
-    coded = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(array), quality, colorspace="RGB", colorsubsampling="420"
-    )
-    return bytes(coded)
+    kind, sampling = ("GRAY", "GRAY") if array.ndim == 2 else ("RGB", "420")
+    whole = np.ascontiguousarray(array).reshape(*array.shape[:2], -1)
+    return bytes(simplejpeg.encode_jpeg(whole, quality, colorspace=kind, colorsubsampling=sampling))
 
 
 def _jpeg_decode(tensor: Tensor) -> Array:
@@ -102,9 +101,12 @@ def _jpeg_decode(tensor: Tensor) -> Array:
 
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(tensor.data)
-        if tensor.dtype != "uint8" or (height, width, 3) != tensor.shape:
+        shapes = {(height, width): "GRAY", (height, width, 3): "RGB"}
+        if tensor.dtype != "uint8" or tensor.shape not in shapes:
             raise ValueError(f"a picture of {width}x{height} is not of shape {tensor.shape}")
-        return np.asarray(simplejpeg.decode_jpeg(tensor.data, colorspace="RGB"))
+        kind = shapes[tensor.shape]
+        pixels = np.asarray(simplejpeg.decode_jpeg(tensor.data, colorspace=kind))
+        return pixels.reshape(tensor.shape)
     except ValueError as error:
         raise ValueError(f"jpeg: {error}") from None
 
@@ -153,7 +155,8 @@ CODECS: dict[str, tuple[Callable[..., bytes | memoryview], Callable[[Tensor], Ar
 def encode(array: Array, codec: str = "raw", **options: int) -> Tensor:
     """`array` coded by `codec`.
 
-    "jpeg" and "webp": uint8 [H, W, 3], lossy, `quality` 1-100, 4:2:0; "webp" needs Pillow.
+    "jpeg" and "webp": uint8 [H, W, 3], lossy, `quality` 1-100, 4:2:0; "webp" needs Pillow, "jpeg"
+    takes grey [H, W] too.
     "raw" copies nothing: the tensor is a view of the array.
     """
     data = CODECS[codec][0](array, **options)

@@ -58,11 +58,11 @@ def fit(pixels: Pixels, height: int, width: int) -> Pixels:
     if (rows, columns) == (height, width):
         return np.ascontiguousarray(pixels)
     scale = min(rows / height, columns / width)
-    index, weight = _taps(rows, height, scale)
+    index, weight = taps(rows, height, scale)
     narrow = np.zeros((height, columns, 3), dtype=np.float32)
     for tap in range(index.shape[1]):
         narrow += pixels[index[:, tap]] * weight[:, tap, None, None]
-    index, weight = _taps(columns, width, scale)
+    index, weight = taps(columns, width, scale)
     small = np.zeros((height, width, 3), dtype=np.float32)
     for tap in range(index.shape[1]):
         small += narrow[:, index[:, tap]] * weight[None, :, tap, None]
@@ -70,7 +70,7 @@ def fit(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 @lru_cache(maxsize=16)
-def _taps(
+def taps(
     size: int, target: int, scale: float
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Source indices and weights [target, taps] of the central `target * scale` of `size` items."""

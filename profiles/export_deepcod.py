@@ -142,20 +142,21 @@ def _stage_onnx(
                                            cnn.stem[place + 1])], f"stem{place}.on")  # fmt: skip
     else:
         for place, block in enumerate(getattr(cnn, f"stage{number}")):
-            x = _block_onnx(g, x, f"block{place}", block)
+            x = block_onnx(g, x, f"block{place}", block)
     g.node("Transpose", [x], MAP, perm=[0, 2, 3, 1])
     source = pictures(INPUT, 1, *size, 3) if number == 0 else floats(INPUT, *taken)
     g.save(path, "stage", source, floats(MAP, *given))
 
 
-def _block_onnx(g: Graph, x: str, name: str, block: Block) -> str:
+def block_onnx(g: Graph, x: str, name: str, block: Block) -> str:
     y = g.node("Relu", [_conv_onnx(g, x, f"{name}.conv1", block.conv1, block.norm1)], f"{name}.on")
     y = _conv_onnx(g, y, f"{name}.conv2", block.conv2, block.norm2)
     if isinstance(block.shortcut, nn.Sequential):
         pool, conv, norm = block.shortcut
         if isinstance(pool, nn.AvgPool2d):
             side = [block.conv1.stride[0]] * 2
-            x = g.node("AveragePool", [x], f"{name}.pool", kernel_shape=side, strides=side)
+            x = g.node("AveragePool", [x], f"{name}.pool", kernel_shape=side, strides=side,
+                       ceil_mode=1)  # fmt: skip
         x = _conv_onnx(g, x, f"{name}.shortcut", conv, norm)
     return g.node("Relu", [g.node("Add", [x, y], f"{name}.sum")], f"{name}.out")
 

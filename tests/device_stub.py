@@ -170,6 +170,11 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
         "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 0.8},
         "isr": {"scale": 0.5},
     }
+    offered["offload"] = {
+        "method": "jpeg",
+        "signals": {"input": [[1, SIDE, SIDE], [2, SIDE // 2, SIDE // 2]]},
+        "settings": {"input": {"jpeg": [{"scale": 1.0, "quality": 75}]}},
+    }
     if "device/local.onnx" in files:
         offered["local"] = {"model": "local", "file": "device/local.onnx"}
     if "device/embed.onnx" in files:

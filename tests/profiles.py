@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.profile import FORMAT, Profile, sha256
-from tests import codecs, tiers_stub
+from tests import codecs, offloads, tiers_stub
 
 CLASSES = ("ant", "bee", "cat", "dog")
 SIDE, PATCH = 64, 16
@@ -43,6 +43,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "alpha": 1.0,
     },
     "deepcod": codecs.PARAMS,
+    "offload": offloads.PARAMS,
     **dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED),
 }
 
@@ -58,7 +59,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
-    files += [f"device/{name}" for name in codecs.FILES]
+    files += [f"device/{name}" for name in (*codecs.FILES, *offloads.FILES)]
     for name, data in tiers_stub.files((SIDE // PATCH) ** 2, 16).items():
         (root / name).write_bytes(data)
         files.append(name)
@@ -164,6 +165,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
             "config": {"dim": 16, "layers": 1, "classes": len(CLASSES)},
         },
         **codecs.write(root, SIDE, len(CLASSES), seed),
+        **offloads.write(root, SIDE, seed),
     }
 
 

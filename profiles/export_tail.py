@@ -1,0 +1,28 @@
+"""Writes a CNN's last stage and head as ONNX: with the stages before it, the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from profiles.export_deepcod import INPUT, block_onnx
+from profiles.graph import Graph, floats
+from server.models.cnn import Block, Cnn
+
+PROBABILITIES = "probabilities"
+
+
+def tail_onnx(cnn: Cnn, size: tuple[int, int], path: Path) -> int:
+    """`values` float32 [1, h, w, c], what lies before the last stage of a frame of `size`, to
+    `probabilities` float32 [1, classes]. Writes `path` and returns the multiply-adds.
+    """
+    cnn.eval()
+    g, classes = Graph(), cnn.config.classes
+    height, width = (-(-side // cnn.config.shrink // 16) for side in size)
+    x = g.node("Transpose", [INPUT], "planes", perm=[0, 3, 1, 2])
+    for place, block in enumerate(cnn.stage4):
+        assert isinstance(block, Block)
+        x = block_onnx(g, x, f"block{place}", block)
+    x = g.reshape(g.node("GlobalAveragePool", [x], "pooled"), "vector", 1, cnn.config.widths[3])
+    g.node("Softmax", [g.linear(x, "logits", cnn.head)], PROBABILITIES, axis=1)
+    source = floats(INPUT, 1, height, width, cnn.config.widths[2])
+    return g.save(path, "tail", source, floats(PROBABILITIES, 1, classes))
