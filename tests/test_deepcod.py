@@ -177,7 +177,7 @@ def test_attention_starts_as_the_identity_and_then_looks_everywhere() -> None:
 
 def test_the_rate_is_the_entropy_where_the_choice_is_clear() -> None:
     symbols = torch.tensor([[0, 0, 0, 1], [2, 2, 2, 2]]).repeat(1, 1000)[None]
-    shares = torch.nn.functional.one_hot(symbols, 4).movedim(-1, 2).float()
+    shares = torch.nn.functional.one_hot(symbols, 4).float()
     entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)) / 2
     assert float(rate(shares, symbols)) == pytest.approx(entropy, abs=0.01)
 

@@ -102,21 +102,17 @@ class Quantizer(nn.Module):
         return torch.bucketize(y, (self.centres[1:] + self.centres[:-1]) / 2)
 
     def assignment(self, y: Tensor) -> Tensor:
-        """Equation 13's weights [b, c, L, *grid]: the share of every centre in each of y."""
-        centres = self._centres(y.ndim - 2)
-        return (-ANNEALING * (y.unsqueeze(2) - centres).abs()).softmax(2)
+        """Equation 13's weights [b, c, *grid, L]: the share of every centre in each of y."""
+        return (-ANNEALING * (y.unsqueeze(-1) - self.centres).abs()).softmax(-1)
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """y [b, c, *grid] on its centres, with (13)'s gradient, and its `rate`."""
         shares = self.assignment(y)
-        soft = (shares * self._centres(y.ndim - 2)).sum(2)
+        soft = shares @ self.centres
         order = self.centres.detach().argsort()  # they may cross while they learn
         ascending = self.centres.detach()[order]
         found = order[torch.bucketize(y.detach(), (ascending[1:] + ascending[:-1]) / 2)]
         return soft + (self.centres[found] - soft).detach(), rate(shares, found)
-
-    def _centres(self, dims: int) -> Tensor:
-        return self.centres.view(-1, *([1] * dims))
 
 
 class SelfAttention(nn.Module):
@@ -234,18 +230,19 @@ class DeepCOD(nn.Module):
 
 
 def rate(shares: Tensor, symbols: Tensor) -> Tensor:
-    """Bits that a symbol takes, from soft assignments [b, c, L, *grid] and hard ones [b, c, *grid].
+    """Bits that a symbol takes, from soft assignments [b, c, *grid, L] and hard ones [b, c, *grid].
 
     The cross entropy between every symbol's assignment and how often its channel's symbols occur
     in the batch (Agustsson et al. 2017 regularise by the entropy as well). Its gradient moves
     symbols to those that occur more often.
     """
-    b, c, levels, *_ = shares.shape
+    b, c, *_, levels = shares.shape
     book = levels * torch.arange(c, device=shares.device)[:, None]
     counts = (symbols.reshape(b, c, -1) + book).flatten().bincount(minlength=c * levels) + 1.0
     each = counts.view(c, levels)
     bits = (each.sum(1, keepdim=True) / each).log2()
-    return (shares.flatten(3) * bits[:, :, None]).sum(2).mean()
+    mean: Tensor = (shares.sum((0, *range(2, shares.ndim - 1))) * bits).sum() / symbols.numel()
+    return mean
 
 
 def constrain(model: DeepCOD) -> DeepCOD:
