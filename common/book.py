@@ -170,20 +170,23 @@ def items(symbols: U8, zeros: U8, levels: int) -> tuple[Ints, Ints, Ints]:
 
     An end's run is 0.
     """
-    places = symbols.shape[1]
-    found = np.flatnonzero(symbols.reshape(-1) != np.repeat(zeros, places))
-    channel = found // places
-    value = symbols.reshape(-1)[found].astype(np.int64)
-    before = np.concatenate(([-1], found[:-1]))
-    run = found - np.maximum(before, channel * places - 1) - 1
-    item = CLASS[run] * (levels - 1) + value - (value > zeros[channel])
-    unfinished = np.flatnonzero(symbols[:, -1] == zeros)
-    ends = np.searchsorted(channel, unfinished, side="right")
-    return (
-        np.insert(channel, ends, unfinished),
-        np.insert(item, ends, RUNS * (levels - 1)),
-        np.insert(run, ends, 0),
-    )
+    channels, places = symbols.shape
+    told = np.empty((channels, places + 1), dtype=bool)
+    np.not_equal(symbols, zeros[:, None], out=told[:, :places])
+    np.logical_not(told[:, -2], out=told[:, -1])  # an end stands for zeros up to the last place
+    found = np.flatnonzero(told)
+    channel = found // (places + 1)
+    place = found - channel * (places + 1)
+    run = np.empty_like(place)
+    run[0], run[1:] = place[0], place[1:] - place[:-1] - 1
+    fresh = np.flatnonzero(run < 0)  # the first of a channel
+    run[fresh] = place[fresh]
+    end = place == places
+    value = symbols.reshape(-1)[np.where(end, 0, found - channel)].astype(np.int64)
+    value -= value > zeros[channel]
+    item = CLASS[run] * (levels - 1) + value
+    item[end], run[end] = RUNS * (levels - 1), 0
+    return channel, item, run
 
 
 def trained(symbols: U8, levels: int) -> Book:

@@ -106,36 +106,39 @@ def by_runtime(model: Path) -> Convolution:
 
 
 def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
-    """The convolution by numpy: every place's values times `kernel` [*k, features, C].
-
-    Row after row of the kernel, because those values lie side by side in memory.
-    """
+    """The convolution by numpy: every place's values times `kernel` [*k, features, C]."""
     *sides, features, channels = kernel.shape
-    rows = np.ascontiguousarray(kernel.reshape(-1, sides[-1] * features, channels))
+    tall, wide = (sides[0] if len(sides) == 2 else 1), sides[-1]
+    flat = np.ascontiguousarray(kernel.reshape(-1, channels))
 
     def convolve(values: Values) -> F32:
         whole = _sums(values, shrink) if shrink > 1 else values
-        if len(sides) == 1:
-            whole = whole[None]
-        height, width = whole.shape[0] // len(rows), whole.shape[1] // sides[-1]
-        places = whole.reshape(height, len(rows), width, -1)
-        y = np.zeros((height * width, channels), dtype=np.float32)
-        for row, weights in enumerate(rows):
-            part = places[:, row].reshape(height * width, -1)
-            y += part.astype(np.float32, copy=False) @ weights
-        y += bias
-        grid = (height, width) if len(sides) == 2 else (width,)
-        return np.ascontiguousarray(y.T).reshape(channels, *grid)
+        *_, height, width, _ = (1, *whole.shape)
+        rows, columns = height // tall, width // wide
+        places = whole.reshape(rows, tall, columns, wide * features).transpose(0, 2, 1, 3)
+        places = places.reshape(rows * columns, -1).astype(np.float32, copy=False)
+        y = (places @ flat + bias).T
+        grid = (rows, columns) if len(sides) == 2 else (columns,)
+        return np.ascontiguousarray(y).reshape(channels, *grid)
 
     return convolve
 
 
-def _sums(frame: U8, side: int) -> npt.NDArray[np.uint16]:
-    """The sums of `side` x `side` pixels of [H, W, features], side^2 times their means."""
-    rows = frame[::side].astype(np.uint16)
+def _sums(frame: U8, side: int) -> F32:
+    """The sums of `side` x `side` pixels of [H, W, features], side^2 times their means.
+
+    Rows are added whole, then columns one feature at a time: long strides, no short inner loops.
+    """
+    height, width, features = frame.shape
+    lines = frame.reshape(height, width * features)
+    rows = lines[::side].astype(np.uint16)
     for row in range(1, side):
-        rows += frame[row::side]
-    sums = rows[:, ::side].copy()
-    for column in range(1, side):
-        sums += rows[:, column::side]
-    return sums
+        rows += lines[row::side]
+    columns = rows.reshape(-1, side * features)
+    sums = np.empty((len(columns), features), dtype=np.float32)
+    for feature in range(features):
+        into = sums[:, feature]
+        np.add(columns[:, feature], columns[:, features + feature], out=into, casting="unsafe")
+        for column in range(2, side):
+            into += columns[:, column * features + feature]
+    return sums.reshape(height // side, width // side, features)
