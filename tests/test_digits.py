@@ -25,7 +25,7 @@ from common.sound import LONGEST, features
 from device import inference
 from device.bundle import Bundle
 from device.strategy import Answer, Frame, Plan
-from profiles.export_recogniser import recogniser_onnx
+from profiles.export_recogniser import recogniser_onnx, stages
 from profiles.train.recogniser import to_features
 from server.memory import NOTHING
 from server.models.recogniser import Recogniser, RecogniserConfig
@@ -189,6 +189,20 @@ def test_it_can_be_cut_at_every_point_and_exported(tmp_path: Path) -> None:
     assert macs > BANDS * FRAMES * 4 * 3
     found = inference.load(tmp_path / "local.onnx")(frame)
     np.testing.assert_allclose(found, expected.softmax(1)[0].numpy(), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_its_stages_are_those_of_torch(tmp_path: Path, kind: str) -> None:
+    model = Recogniser(RecogniserConfig(4, BANDS, widths=(4, 6, 8, 10))).eval().half().float()
+    frame = features(chirp(1), BANDS, FRAMES)
+    values: Any = np.ascontiguousarray(frame[:, :, 0].T)
+    made = stages(model, FRAMES, tmp_path / "stage", 3)
+    for point, files in zip(model.points[1:], made, strict=True):
+        values = inference.load(files[kind], source="values", target="map")(values)
+        expected = model.before(to_features(frame[None]), point)[0].T.numpy()
+        assert values.shape == expected.shape
+        np.testing.assert_allclose(values, expected, atol=2e-3 * float(expected.max()))
 
 
 @pytest.mark.parametrize("wrong", [{"widths": (8, 8)}, {"kernel": 4}])

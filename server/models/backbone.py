@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from server.models.cnn import Cnn
+from server.models.recogniser import Recogniser
 from server.models.vit import VisionTransformer
 
 Layers = Callable[[Tensor], Sequence[Tensor]]
@@ -48,7 +49,11 @@ class Whole:
         return self._layers(x)
 
 
-KINDS: Mapping[str, type[nn.Module]] = {"cnn": Cnn, "vit": VisionTransformer}
+KINDS: Mapping[str, type[nn.Module]] = {
+    "cnn": Cnn,
+    "vit": VisionTransformer,
+    "recogniser": Recogniser,
+}
 """The kinds of models that a codec may go before."""
 
 
