@@ -142,6 +142,7 @@ def convert(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         out[name] = value.float() if value.is_floating_point() else value
     _join_qkv(out)
+    _join_positions(out)
     weight = out.get("patch_embed.proj.weight")
     if weight is not None and weight.ndim == 4:
         # A convolution's kernel is [dim, channel, row, column]; a patch is (row, column, channel).
@@ -172,16 +173,31 @@ def _parsed(kind: type[Any], config: Config) -> Any:
 
 def _join_qkv(tensors: dict[str, Tensor]) -> None:
     """Separate query, key and value projections become the joint one, in place."""
-    for name in [key for key in tensors if ".attn.query." in key]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(part in tensors for part in parts):
-            joint = torch.cat([tensors.pop(part) for part in parts])
-            tensors[name.replace(".query.", ".qkv.")] = joint
+    for words in (("query", "key", "value"), ("q", "k", "v")):
+        first = f".attn.{words[0]}."
+        for name in [key for key in tensors if first in key]:
+            parts = [name.replace(first, f".attn.{word}.") for word in words]
+            if all(part in tensors for part in parts):
+                joint = torch.cat([tensors.pop(part) for part in parts])
+                tensors[name.replace(first, ".attn.qkv.")] = joint
+
+
+def _join_positions(tensors: dict[str, Tensor]) -> None:
+    """Separate positions in space and in time (MAE over clips) become one table, in place."""
+    names = ("pos_embed_class", "pos_embed_spatial", "pos_embed_temporal")
+    if all(name in tensors for name in names):
+        first, space, time = (tensors.pop(name) for name in names)
+        both = (time[:, :, None] + space[:, None]).flatten(1, 2)
+        tensors["pos_embed"] = torch.cat((first, both), dim=1)
 
 
 def _fit(path: Path, model: nn.Module, given: dict[str, Tensor]) -> None:
     """Complete ``given`` for ``model`` in place, or raise ConfigError naming what does not fit."""
     wanted = model.state_dict()
+    for name in [key for key in wanted if key.startswith("fc_norm.")]:
+        # MAE over clips calls it norm, and applies it to the mean all the same.
+        if name not in given and name.removeprefix("fc_") in given:
+            given[name] = given.pop(name.removeprefix("fc_"))
     for name in ("pos_embed", "decoder_pos_embed"):
         same = name in given and given[name].shape == getattr(wanted.get(name), "shape", None)
         if name in given and name in wanted and given[name].ndim == 3 and not same:
