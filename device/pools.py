@@ -12,6 +12,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ TIERS = (MOBILE, EDGE, CLOUD)
 """Where easy, medium and hard samples are answered, in the order of the pools."""
 HEAVIEST = 1_000_000
 """Samples after which a mean gains no more weight: counts stay bounded, means can still move."""
+BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+"""What numpy raises for a file that is no .npz, or is cut short."""
 EVERY = 1.0
 """Seconds between two writes of adapted pools: what a power cut can lose, and what a card bears."""
 
@@ -79,14 +82,14 @@ class Kept:
     def of(cls, path: Path, started: Pools) -> Kept:
         """The pools as they were left, or `started`."""
         try:
-            with np.load(path) as held:
+            with np.load(io.BytesIO(path.read_bytes())) as held:
                 left = Pools(held["means"], held["counts"])
             if left.means.shape != started.means.shape or not np.isfinite(left.means).all():
                 raise ValueError("of another shape, or not finite")
             return cls(path, left)
         except FileNotFoundError:
             log.debug("no adapted pools yet")
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except BROKEN as error:
             log.warning("adapted pools in %s are unusable, starting again: %s", path, error)
         return cls(path, Pools(started.means.copy(), started.counts.copy()))
 
@@ -121,5 +124,5 @@ def load(path: Path) -> tuple[Pools, Scores | None]:
                 return pools, None
             names = ("inner", "inner_b", "outer", "outer_b")
             return pools, Scores(*(held[name].astype(np.float32) for name in names))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except BROKEN as error:
         raise ConfigError(f"{path} holds no pools: {error}") from None

@@ -17,9 +17,8 @@ from common.messages import Query
 from server.models.bert import Bert
 from server.models.exits import Exits
 from server.serving import F32, Serving, no_step, number, to_numpy
-from server.strategy import Arrays, Memory, Outcome, Work
+from server.strategy import CLOUD, EDGE, TIER, Arrays, Memory, Outcome, Work
 
-TIER, EDGE, CLOUD = "tier", "edge", "cloud"
 INPUT, HIDDEN = "input", "hidden"
 LEAST = 3
 """Tokens of the shortest sentence: one between [CLS] and [SEP]."""
