@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 from common import profile as profiles
+from common import registry
 from common.sound import features
-from device.strategy import Samples
+from device.bundle import Bundle
+from device.strategy import Frame, Plan, Samples
 from profiles.train import digits, publish
 from profiles.train.__main__ import main
 from profiles.train.digits import BANDS, FRAMES
+from server.memory import NOTHING
 from server.models.checkpoint import load_model
-from tests.speech import tone, wav
+from server.serving import Serving, strategies
+from tests.speech import chirp, tone, wav
 
 TAKES = (0, 2, 5, 6, 44, 45, 49)
 
@@ -104,11 +108,31 @@ def test_from_recordings_to_a_profile(
     directory = tmp_path / "profiles" / "digits"
     loaded = profiles.load(directory)
     assert loaded.manifest.task == "listen"
-    assert {"raw", "local"} <= set(loaded.manifest.strategies)
+    assert {"raw", "local", "deepcod"} <= set(loaded.manifest.strategies)
     for model in loaded.models.values():
         load_model(model.file, model.kind, model.config)
     made = json.loads((directory / "profile.json").read_text())["made"]
     assert "6 recordings" in made["accuracy"]["frames"]
+    assert made["deepcod"]["held_out"].keys() == {"input-1", "input-2", "block-3-1", "block-3-2"}
+    check_codecs(loaded)
+
+
+def check_codecs(loaded: profiles.Profile) -> None:
+    """Symbols do not depend on what computes them, and the server makes an answer of them."""
+    present = {file.path for file in loaded.manifest.files}
+    bundle = Bundle(loaded.manifest, loaded.directory, present)
+    device = registry.load("device.strategies", "deepcod").create(bundle)
+    server = strategies(Serving(loaded), ["deepcod"])["deepcod"]
+    frame = Frame(0, "0", chirp(1), 0.0)
+    for point in ("input", "block-3"):
+        symbols = []
+        for runtime in ("numpy", "onnx", "tflite"):
+            params = {"point": point, "rate": 2, "runtime": runtime}
+            work = server.prepare(next(device.infer(frame, Plan("deepcod", params))), NOTHING)
+            symbols.append(work.arrays["symbols"])
+            assert (symbols[-1] != symbols[0]).mean() <= 0.02
+        (outcome,) = server.forward([work])
+        assert outcome.probabilities.sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_without_data_the_command_says_so(

@@ -54,8 +54,12 @@ def to_signal(frames: U8) -> Tensor:
 
 
 def to_pictures(frames: U8) -> Tensor:
-    """uint8 frames [n, h, w, 3] as float32 [n, 3, h, w] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))) / 255
+    """uint8 frames [n, h, w, 3] as float32 [n, 3, h, w] in [0, 1].
+
+    Features of sounds [n, bands, t, 1] become sequences [n, bands, t].
+    """
+    planes = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))) / 255
+    return planes[:, 0] if planes.shape[1] == 1 else planes
 
 
 def coarser(x: Tensor, factor: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common import book, profile
 from device import encoder
-from profiles import amend
+from profiles import amend, export_recogniser
 from profiles.export_deepcod import numpy_file, onnx_file, stages, tflite_file
 from profiles.train import publish
 from profiles.train.deepcod import U8, Weights, measured, symbols, to_pictures, train
@@ -24,6 +24,7 @@ from server.models.backbone import Backbone, backbone
 from server.models.checkpoint import load_model, save_weights
 from server.models.cnn import Cnn
 from server.models.deepcod import DeepCOD, DeepCODConfig, Rates, RatesConfig
+from server.models.recogniser import Recogniser
 
 SAMPLE, BOOK = 300, 1500
 """Frames that the encoder starts from, and that the code book is made from."""
@@ -72,8 +73,14 @@ class Plan:
         return [(point, points[: at + 1].count(point)) for at, point in enumerate(points)]
 
 
-def stage(job: Job, name: str, plan: Plan, frames: U8, held: Photos) -> None:
-    """Train the codecs of `plan` on `frames` [n, h, w, 3], measure on `held`, publish in `name`."""
+def stage(
+    job: Job, name: str, plan: Plan, frames: U8, held: Photos,
+    varied: Callable[[Tick], U8] | None = None,
+) -> None:  # fmt: skip
+    """Train the codecs of `plan` on `frames` [n, h, w, c], measure on `held`, publish in `name`.
+
+    `varied`: the frames of a step where they are other ones than those at its indices.
+    """
     directory = publish.PROFILES / name
     (entry,) = (m for m in profile.load(directory).models.values() if m.kind == plan.backbone)
     model = load_model(entry.file, entry.kind, entry.config).requires_grad_(False)
@@ -82,7 +89,7 @@ def stage(job: Job, name: str, plan: Plan, frames: U8, held: Photos) -> None:
     sample = to_pictures(frames[np.sort(order[:SAMPLE])])
 
     def pick(tick: Tick) -> Tensor:
-        chosen = frames[tick.indices]
+        chosen = frames[tick.indices] if varied is None else varied(tick)
         return to_pictures(chosen[:, :, ::-1] if plan.flip and tick.rng.random() < 0.5 else chosen)
 
     spent, whole, last = {}, Rates(plan.config), None
@@ -147,9 +154,11 @@ def add(job: Job, plan: Plan, directory: Path, figures: Mapping[str, Mapping[str
     files: dict[str, Path] = {}
     names = backbone(model).points
     deepest = max(names.index(aim.point) for aim in plan.aims)
-    cut = []
+    cut, stem = [], job.out / "device" / "stage"
     if isinstance(model, Cnn):
-        cut = stages(model, size, job.out / "device" / "stage", deepest)
+        cut = stages(model, entry.file, stem, size, deepest)
+    elif isinstance(model, Recogniser):
+        cut = export_recogniser.stages(model, size[1], stem, deepest)
     points: list[dict[str, Any]] = []
     for place, point in enumerate(names[: deepest + 1]):
         rates = []
@@ -160,9 +169,13 @@ def add(job: Job, plan: Plan, directory: Path, figures: Mapping[str, Mapping[str
             rates.append({**paths, "bytes": measure["bytes"], "accuracy": measure["accuracy"]})
         points.append({"name": point, "rates": rates})
         if place:
-            paths = {kind: f"{FOLDER}/{file.name}" for kind, file in cut[place - 1].items()}
+            paths = {kind: _place(directory, file) for kind, file in cut[place - 1].items()}
             files |= {path: cut[place - 1][kind] for kind, path in paths.items()}
             points[-1]["stage"] = paths
+    held = {}
+    if deepest and isinstance(model, Cnn):
+        held["weights"] = _place(directory, entry.file)
+        files[held["weights"]] = entry.file
     point, rate = plan.default
     amend.amend(
         directory,
@@ -170,12 +183,18 @@ def add(job: Job, plan: Plan, directory: Path, figures: Mapping[str, Mapping[str
         strategies={
             "deepcod": {
                 "point": point, "rate": rate, "runtime": "numpy", "backbone": plan.backbone,
-                "points": points,
+                "points": points, **held,
             }
         },
         files=files,
         made={"deepcod": job.recorded("deepcod")},
     )  # fmt: skip
+
+
+def _place(directory: Path, file: Path) -> str:
+    """Where a file lies in the profile: what stands beside the weights stays there."""
+    inside = file.parent == directory / "weights"
+    return f"weights/{file.name}" if inside else f"{FOLDER}/{file.name}"
 
 
 def _at(model: Backbone, point: str, frames: U8, batch: int = 50) -> Tensor:

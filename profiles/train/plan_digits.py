@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from profiles.amend import amend
 from profiles.export_recogniser import recogniser_onnx
-from profiles.train import digits, publish, recogniser
+from profiles.train import deepcod_stage, digits, publish, recogniser
+from profiles.train.deepcod import Weights
+from profiles.train.deepcod_stage import Aim
 from profiles.train.digits import BANDS, CHOOSING, CLASSES, FRAMES, TEST
 from profiles.train.job import Job, Stage
+from profiles.train.loop import Tick
+from profiles.train.photos import Photos
 from server.models.checkpoint import load_model, save_weights
+from server.models.deepcod import DeepCODConfig
 from server.models.recogniser import Recogniser, RecogniserConfig
 
 SERVED = RecogniserConfig(len(CLASSES), BANDS)
 LOCAL = RecogniserConfig(len(CLASSES), BANDS, widths=(12, 16, 20, 24), kernel=3)
+INPUT = DeepCODConfig((FRAMES,), BANDS, channels=16, kernel=8, levels=9, widths=(48, 32, 24, 24))
+BEHIND = DeepCODConfig((FRAMES // 4,), SERVED.widths[2], channels=12, kernel=4, levels=15,
+                       widths=(48, 48, 48))  # fmt: skip
+"""Codecs of the features, and of what lies before the last block."""
 NAME = "digits"
+DEEPCOD = deepcod_stage.Plan(
+    (
+        Aim("input", INPUT, 40, 1.0),
+        Aim("input", replace(INPUT, channels=24, levels=19), 60, 1.0, Weights(rate=0.2)),
+        Aim("block-3", BEHIND, 9, 1.0, Weights(rate=0.15)),
+        Aim("block-3", BEHIND, 12, 1.0, Weights(rate=0.15)),
+    ),
+    backbone="recogniser",
+)  # fmt: skip
 TRAINED = ("recogniser", "local")
 
 
@@ -88,6 +106,17 @@ def make_profile(job: Job) -> None:
     )
 
 
+def train_deepcod(job: Job) -> None:
+    """DeepCOD's codecs before the published recogniser, at its input and before its last block."""
+    spoken, held = digits.training(job.data), digits.choosing(job.data)
+
+    def varied(tick: Tick) -> digits.U8:
+        return digits.augmented(spoken, tick.indices, tick.rng)
+
+    known = Photos(held.seen(), held.labels)
+    deepcod_stage.stage(job, NAME, DEEPCOD, spoken.seen(), known, varied)
+
+
 def _trained(job: Job) -> Recogniser:
     model = load_model(job.weights("recogniser"), "recogniser", asdict(SERVED))
     assert isinstance(model, Recogniser)
@@ -98,4 +127,5 @@ STAGES: dict[str, Stage] = {
     "recogniser": train_recogniser,
     "local": train_local,
     "publish": make_profile,
+    "deepcod": train_deepcod,
 }
