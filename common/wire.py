@@ -38,7 +38,7 @@ DTYPES: Final = {
 }  # fmt: skip
 """The dtypes that may travel (numpy names, little-endian) and their size in bytes."""
 
-CODECS: Final = frozenset({"raw", "lz4", "zstd", "jpeg", "webp"})
+CODECS: Final = frozenset({"raw", "lz4", "zstd", "lzw", "jpeg", "webp"})
 """The codecs that may be named: the keys of `codec.CODECS`, which this file does not load."""
 
 
