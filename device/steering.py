@@ -1,0 +1,136 @@
+"""From frame to frame: what Janus's scheduler is told of the link and of both machines. Pure.
+
+Three things beyond the paper's harmonic mean, each kept because it won in replay (`bench janus`):
+
+- The next transfer is predicted by the last. A plan that leaves the device no time to answer by
+  itself, should the link fail it, must hold at the slowest of the last TRANSFERS, too.
+- A plan that leaves it that time is given up when only that time is left (`patience`), and the
+  device finishes the frame (`finishing`): a wrong forecast costs no violation.
+- A device that sends nothing learns nothing. What is expected of a link that was slow doubles every
+  DOUBLE ms until it is what the profiled link has, so that it is tried again, little first.
+
+Milliseconds and bytes throughout; `now` is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+
+from device.scheduler import Costs, Decision, Scheduler
+
+SLACK = 0.06
+"""Losses that differ by less are one, so the fastest is taken: as what a twentieth of all tokens
+merged costs, 0.1 points of ViT-L@384 by ToMe's published figures."""
+STEP = 0.002
+"""Alpha's, a fifth of the paper's: a device that must answer alone uses all the time it has."""
+TRANSFERS = 20
+DOUBLE = 600.0
+RUNS = 5
+"""Runs whose median tells the device's load; and the server's, of which the least is its speed."""
+
+
+@dataclass
+class Steering:
+    """Decides frame after frame. `prior`: bytes per millisecond of a profiled link."""
+
+    costs: Costs
+    prior: float
+    slack: float = SLACK
+    _rates: deque[float] = field(default_factory=lambda: deque(maxlen=TRANSFERS))
+    _seen: float = 0.0
+    _heads: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=RUNS))
+    _tails: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=RUNS))
+    _queues: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=RUNS))
+
+    def __post_init__(self) -> None:
+        self._scheduler = Scheduler(self.costs, self.slack)
+
+    def decide(self, now: float, requirement: float, rtt: float) -> Decision:
+        """The configuration of the frame that begins at `now`, in ms as predicted."""
+        rate = self._rates[-1] if self._rates else self.prior
+        if rate < self.prior:
+            rate = min(self.prior, rate * 2.0 ** ((now - self._seen) / DOUBLE))
+        chosen = self._at(rate, requirement, rtt)
+        if self._sends(chosen) and not self._hedged(chosen, requirement):
+            chosen = self._at(min(rate, min(self._rates, default=rate)), requirement, rtt)
+        return chosen
+
+    def patience(self, chosen: Decision, requirement: float) -> float:
+        """Milliseconds from the frame's beginning after which its answer is not waited for.
+
+        What the device needs to finish before the requirement; all of it if that is before the
+        answer is due.
+        """
+        wait = requirement - self.finishing(chosen, 0.0)[1]
+        return wait if wait >= chosen.total_ms else max(requirement, chosen.device_ms)
+
+    def finishing(self, chosen: Decision, left: float) -> tuple[int, float]:
+        """(index of alpha, ms) with which the device answers by itself, having run its part.
+
+        Behind a layer it goes on with what was to merge on the server. A frame that was sent whole
+        it begins anew, merging as little as `left` ms to the requirement allow.
+        """
+        alpha, split, coding = chosen.at
+        alone = len(self.costs.splits) - 1
+        if chosen.split > 0:
+            ran = self.costs.device[alpha, split, coding]
+            rest = float(self.costs.device[alpha, alone, 0] - ran) * self.load
+            return alpha, max(0.0, rest)
+        times = self.costs.device[:, alone, 0] * self.load
+        enough = (times <= left).nonzero()[0]
+        least = int(enough[0]) if len(enough) else int(times.argmin())
+        return least, float(times[least])
+
+    def answered(self, now: float, size: float, took: float) -> None:
+        """A transfer of `size` bytes took so long, the server's time and the round trip taken out.
+
+        Its answer came back at `now`.
+        """
+        self._rates.append(size / max(took, 0.01))
+        self._seen = now
+
+    def gave_up(self, now: float, size: float, waited: float) -> None:
+        """So long after `size` bytes were sent their answer was not back: they take longer."""
+        self.answered(now, size, waited)
+
+    def ran(self, predicted: float, took: float) -> None:
+        """The device's part took so long, as profiled and measured."""
+        self._heads.append(took / max(predicted, 1e-3))
+
+    def served(self, predicted: float, took: float, queued: float) -> None:
+        """The server's part, waiting not counted, and how long it waited."""
+        self._tails.append(took / max(predicted, 1e-3))
+        self._queues.append(queued)
+
+    @property
+    def load(self) -> float:
+        """How many times as long as profiled the device's part takes."""
+        return _recent(self._heads)
+
+    @property
+    def speed(self) -> float:
+        """How many times as long as profiled the server's part takes."""
+        return _recent(self._tails)
+
+    @property
+    def queue(self) -> float:
+        """Milliseconds that the server lets a query wait."""
+        return _recent(self._queues)
+
+    def _at(self, rate: float, requirement: float, rtt: float) -> Decision:
+        return self._scheduler.decide(
+            rate, requirement, rtt, load=self.load, speed=self.speed, queue=self.queue
+        )
+
+    def _sends(self, chosen: Decision) -> bool:
+        return chosen.split <= self.costs.layers
+
+    def _hedged(self, chosen: Decision, requirement: float) -> bool:
+        return self.patience(chosen, requirement) < requirement
+
+
+def _recent(values: Iterable[float]) -> float:
+    return median(values)

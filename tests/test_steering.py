@@ -1,0 +1,122 @@
+"""From frame to frame: what the scheduler is told, and what is done when the link fails it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from device.machine import Machine
+from device.scheduler import Coding, Costs, Decision, Scheduler, Shape, costs
+from device.steering import DOUBLE, Steering
+
+DEVICE = Machine((1, 33, 65), (0.5, 12.0, 25.0), (0.1, 0.2, 0.4), first=3.0, last=1.0)
+SERVER = Machine((1, 33, 65), (0.2, 0.6, 1.2), first=0.3, last=0.1)
+FRAME = Coding("jpeg", fixed=20_000.0, ms=0.5)
+PRIOR = 1000.0
+RTT = 10.0
+ENOUGH = 200.0
+"""A requirement of which the device alone takes most, merging nothing."""
+
+
+@pytest.fixture
+def table() -> Costs:
+    return costs(Shape(8, 65), DEVICE, SERVER, (Coding("int8", 200.0, 20.0),), (FRAME,))
+
+
+@pytest.fixture
+def steering(table: Costs) -> Steering:
+    return Steering(table, PRIOR)
+
+
+def alone(chosen: Decision) -> bool:
+    return chosen.split == 9
+
+
+def test_it_begins_with_the_profiled_link(steering: Steering, table: Costs) -> None:
+    assert steering.decide(0.0, ENOUGH, RTT) == Scheduler(table, steering.slack).decide(
+        PRIOR, ENOUGH, RTT
+    )
+
+
+def test_the_next_transfer_is_expected_to_be_as_the_last(steering: Steering) -> None:
+    steering.answered(10.0, 5000.0, 1.0)
+    fast = steering.decide(11.0, ENOUGH, RTT)
+    assert (fast.split, fast.link_ms) == (0, pytest.approx(RTT + 20_000 / 5000))
+    steering.answered(20.0, 50.0, 10.0)
+    assert alone(steering.decide(21.0, ENOUGH, RTT))
+
+
+def test_a_slow_link_is_tried_again_after_a_while(steering: Steering) -> None:
+    """And soon no more if it stays slow."""
+    steering.answered(0.0, 10.0, 10.0)
+    assert alone(steering.decide(1.0, ENOUGH, RTT))
+    tried = steering.decide(20 * DOUBLE, ENOUGH, RTT)
+    assert tried.split == 0
+    steering.gave_up(20 * DOUBLE, 20_000.0, 1e5)
+    assert alone(steering.decide(20 * DOUBLE + 1.0, ENOUGH, RTT))
+
+
+def test_waiting_leaves_the_device_the_time_it_needs(steering: Steering) -> None:
+    """Given up, it still answers within the requirement."""
+    for requirement in (150.0, 200.0, 400.0):
+        chosen = steering.decide(0.0, requirement, RTT)
+        wait = steering.patience(chosen, requirement)
+        assert chosen.total_ms <= wait
+        _, rest = steering.finishing(chosen, requirement - wait)
+        assert wait + rest <= requirement + 1e-6 or wait >= requirement
+
+
+def test_what_leaves_no_time_must_hold_at_the_slowest_of_the_last(table: Costs) -> None:
+    """A transfer that takes nearly all the requirement is not hoped for after one was slow."""
+    steering = Steering(table, PRIOR, slack=1e-9)
+    requirement = 150.0
+    steering.answered(0.0, 170.0, 1.0)
+    hoped = steering.decide(0.0, requirement, RTT)
+    assert hoped.split < 9
+    assert steering.patience(hoped, requirement) == requirement
+    wary = Steering(table, PRIOR, slack=1e-9)
+    wary.answered(0.0, 20.0, 1.0)
+    wary.answered(0.0, 170.0, 1.0)
+    assert alone(wary.decide(0.0, requirement, RTT))
+
+
+def test_a_frame_that_was_sent_is_begun_anew_with_as_few_merges_as_time_allows(
+    steering: Steering, table: Costs
+) -> None:
+    sent = steering.decide(0.0, ENOUGH, RTT)
+    assert sent.split == 0
+    times = [steering.finishing(sent, left) for left in (60.0, 120.0, 1000.0)]
+    assert [alpha for alpha, _ in times] == sorted((alpha for alpha, _ in times), reverse=True)
+    assert times[-1] == (0, pytest.approx(table.device[0, 9, 0]))
+    assert all(
+        ms <= left
+        for (_, ms), left in zip(times, (60.0, 120.0, 1000.0), strict=True)
+        if ms > table.device[-1, 9, 0]
+    )
+
+
+def test_behind_a_layer_the_device_goes_on_where_it_stopped(
+    steering: Steering, table: Costs
+) -> None:
+    at = (3, 4, 0)
+    chosen = Decision(table.alphas[3], 4, "int8", 0.0, 0.0, 0.0, True, at)
+    alpha, rest = steering.finishing(chosen, 10.0)
+    assert alpha == 3
+    assert rest == pytest.approx(table.device[3, 9, 0] - table.device[at])
+
+
+def test_a_loaded_device_and_a_slow_server_are_seen(steering: Steering) -> None:
+    for _ in range(5):
+        steering.ran(10.0, 25.0)
+        steering.served(4.0, 2.0, 7.0)
+    assert (steering.load, steering.speed, steering.queue) == (2.5, 0.5, 7.0)
+    chosen = steering.decide(0.0, math.inf, RTT)
+    assert chosen.device_ms == pytest.approx(FRAME.ms * 2.5)
+    assert chosen.server_ms == pytest.approx(7.0 + 0.5 * steering.costs.server[chosen.at[:2]])
+
+
+def test_one_slow_run_is_no_load(steering: Steering) -> None:
+    for took in (10.0, 10.0, 400.0, 10.0):
+        steering.ran(10.0, took)
+    assert steering.load == 1.0
