@@ -3,7 +3,8 @@
 An encoder becomes numpy arrays, an ONNX graph and a TFLite graph; scaling is folded into the
 convolution, so each takes a frame as a camera gives it, or the map of a stage. A stage of the CNN
 becomes an ONNX and a TFLite graph, of which a device runs as many as the cut needs, one after the
-other. Maps between them are float32 [1, height, width, features] in both.
+other; the ONNX ones hold no weights, but point into the CNN's own file. Maps between them are
+float32 [1, height, width, features] in both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 
 from common.book import Book
 from profiles import tflite
+from profiles.export_janus import Pointing
 from profiles.graph import Graph, floats, folded, pictures
 from server.models.cnn import Block, Cnn
 from server.models.deepcod import DeepCOD
@@ -97,58 +99,74 @@ def tflite_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1
     g.save(path, source, target)
 
 
-def stages(
-    cnn: Cnn, size: tuple[int, int], stem: Path, count: int,
-    kinds: tuple[str, ...] = ("onnx", "tflite"),
-) -> list[dict[str, Path]]:  # fmt: skip
-    """Write the first `count` stages for frames of `size`: the files of each by kind.
+def stages_onnx(cnn: Cnn, weights: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """Write the first `count` stages for frames of `size` beside `weights`, into which they point.
 
     The first takes `values` uint8 [1, *size, 3], each other the `map` of the one before.
     """
+    shapes = _shapes(cnn, size)
     made = []
-    height, width = (side // cnn.config.shrink for side in size)
-    features = 3
     for number in range(count):
-        taken = (1, height, width, features)
-        factor = 4 if number == 0 else 1 if number == 1 else 2
-        height, width = -(-height // factor), -(-width // factor)
-        features = (cnn.config.widths[0], *cnn.config.widths)[number]
-        paths = {kind: Path(f"{stem}-{number + 1}.{kind}") for kind in kinds}
-        if "onnx" in paths:
-            _stage_onnx(cnn, number, paths["onnx"], size, taken, (1, height, width, features))
-        if "tflite" in paths:
-            _stage_tflite(cnn, number, paths["tflite"], size, taken)
-        made.append(paths)
+        g, x = Pointing(cnn, weights), INPUT
+        if number == 0:
+            x = _stem_onnx(g, cnn)
+        else:
+            x = g.node("Transpose", [x], "planes", perm=[0, 3, 1, 2])
+            for place, block in enumerate(getattr(cnn, f"stage{number}")):
+                x = block_onnx(g, x, f"block{place}", block)
+        g.node("Transpose", [x], MAP, perm=[0, 2, 3, 1])
+        source = pictures(INPUT, 1, *size, 3) if number == 0 else floats(INPUT, *shapes[number])
+        made.append(weights.with_name(f"{weights.stem}-stage{number + 1}.onnx"))
+        g.write(made[-1], [source], [floats(MAP, *shapes[number + 1])])
     return made
 
 
-def _stage_onnx(
-    cnn: Cnn, number: int, path: Path, size: tuple[int, int], taken: tuple[int, ...],
-    given: tuple[int, ...],
-) -> None:  # fmt: skip
-    g, x = Graph(), INPUT
-    if number == 0:
-        x = g.node("Cast", [x], "float", to=TensorProto.FLOAT)
+def stages(
+    cnn: Cnn, weights: Path, stem: Path, size: tuple[int, int], count: int
+) -> list[dict[str, Path]]:
+    """Both for the first `count` stages: the files of each by runtime."""
+    kinds = stages_onnx(cnn, weights, size, count), stages_tflite(cnn, stem, size, count)
+    return [{"onnx": onnx, "tflite": lite} for onnx, lite in zip(*kinds, strict=True)]
+
+
+def stages_tflite(cnn: Cnn, stem: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """The same as TFLite, which holds its weights itself: STEM1.tflite, STEM2.tflite, ..."""
+    shapes = _shapes(cnn, size)
+    made = []
+    for number in range(count):
+        made.append(Path(f"{stem}{number + 1}.tflite"))
+        _stage_tflite(cnn, number, made[-1], size, shapes[number])
+    return made
+
+
+def _shapes(cnn: Cnn, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Of what lies at each point, with a batch of one, features last."""
+    height, width = (side // cnn.config.shrink for side in size)
+    a, b, c, _ = cnn.config.widths
+    found = [(1, height, width, 3)]
+    for factor, features in ((4, a), (1, a), (2, b), (2, c)):
+        height, width = -(-height // factor), -(-width // factor)
+        found.append((1, height, width, features))
+    return found
+
+
+def _stem_onnx(g: Pointing, cnn: Cnn) -> str:
+    x = g.node("Cast", [INPUT], "float", to=TensorProto.FLOAT)
     x = g.node("Transpose", [x], "planes", perm=[0, 3, 1, 2])
-    if number == 0:
-        side = cnn.config.shrink
-        if side > 1:
-            x = g.node("AveragePool", [x], "means", kernel_shape=[side] * 2, strides=[side] * 2)
-        mean, std = ((255 * each).numpy() for each in (cnn.mean, cnn.std))
-        x = g.node("Sub", [x, g.constant("mean", mean)], "centred")
-        x = g.node("Div", [x, g.constant("std", std)], "normalised")
-        for place in (0, 3):
-            x = g.node("Relu", [_conv_onnx(g, x, f"stem{place}", cnn.stem[place],
-                                           cnn.stem[place + 1])], f"stem{place}.on")  # fmt: skip
-    else:
-        for place, block in enumerate(getattr(cnn, f"stage{number}")):
-            x = block_onnx(g, x, f"block{place}", block)
-    g.node("Transpose", [x], MAP, perm=[0, 2, 3, 1])
-    source = pictures(INPUT, 1, *size, 3) if number == 0 else floats(INPUT, *taken)
-    g.save(path, "stage", source, floats(MAP, *given))
+    side = cnn.config.shrink
+    if side > 1:
+        x = g.node("AveragePool", [x], "means", kernel_shape=[side] * 2, strides=[side] * 2)
+    mean, std = ((255 * each).numpy() for each in (cnn.mean, cnn.std))
+    x = g.node("Sub", [x, g.constant("mean", mean)], "centred")
+    x = g.node("Div", [x, g.constant("std", std)], "normalised")
+    for place in (0, 3):
+        y = _conv_onnx(g, x, f"stem{place}", cnn.stem[place], cnn.stem[place + 1])
+        x = g.node("Relu", [y], f"stem{place}.on")
+    return x
 
 
-def block_onnx(g: Graph, x: str, name: str, block: Block) -> str:
+def block_onnx(g: Pointing, x: str, name: str, block: Block) -> str:
+    """A residual block. Where a side is odd, its pool's last places are the mean of fewer."""
     y = g.node("Relu", [_conv_onnx(g, x, f"{name}.conv1", block.conv1, block.norm1)], f"{name}.on")
     y = _conv_onnx(g, y, f"{name}.conv2", block.conv2, block.norm2)
     if isinstance(block.shortcut, nn.Sequential):
@@ -161,10 +179,17 @@ def block_onnx(g: Graph, x: str, name: str, block: Block) -> str:
     return g.node("Relu", [g.node("Add", [x, y], f"{name}.sum")], f"{name}.out")
 
 
-def _conv_onnx(g: Graph, x: str, name: str, conv: nn.Module, norm: nn.Module) -> str:
-    weight, bias, stride, padding = _plain(conv, norm)
-    names = [g.constant(f"{name}.weight", weight), g.constant(f"{name}.b", bias)]
-    return g.node("Conv", [x, *names], name, strides=[stride] * 2, pads=[padding] * 4)
+def _conv_onnx(g: Pointing, x: str, name: str, conv: nn.Module, norm: nn.Module) -> str:
+    """A convolution and its batch norm, which runtimes fold into it."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    weight = g.weight(f"{name}.weight", conv.weight)
+    sides = {"strides": list(conv.stride), "pads": [int(conv.padding[0])] * 4}
+    y = g.node("Conv", [x, weight], f"{name}.plain", **sides)
+    held = {"scale": norm.weight, "shift": norm.bias, "mean": norm.running_mean,
+            "var": norm.running_var}  # fmt: skip
+    names = [g.weight(f"{name}.{part}", value) for part, value in held.items() if value is not None]
+    return g.node("BatchNormalization", [y, *names], name, epsilon=norm.eps)
 
 
 def _stage_tflite(

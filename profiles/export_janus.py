@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from profiles.amend import PROFILES, amend
 from profiles.export_split import FRAME, TOKENS, embedding
@@ -33,7 +33,7 @@ TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT}
 class Pointing(Graph):
     """A graph whose weights stay in the safetensors file of ``model``."""
 
-    def __init__(self, model: VisionTransformer, weights: Path) -> None:
+    def __init__(self, model: nn.Module, weights: Path) -> None:
         super().__init__()
         with weights.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -12,6 +12,7 @@ PARAMS: dict[str, Any] = {
     "point": "input",
     "rate": 1,
     "backbone": "cnn",
+    "weights": "weights/cnn.safetensors",
     "points": [
         {
             "name": "input",
@@ -22,12 +23,18 @@ PARAMS: dict[str, Any] = {
         },
         {
             "name": "block-1",
-            "stage": {"onnx": "device/stage-1.onnx"},
+            "stage": {"onnx": "weights/cnn-stage1.onnx"},
             "rates": [{"npz": "device/block-1-1.npz", "bytes": 50.0, "accuracy": 0.6}],
         },
     ],
 }
-FILES = ("input-1.npz", "input-2.npz", "block-1-1.npz", "stage-1.onnx")
+FILES = (
+    "device/input-1.npz",
+    "device/input-2.npz",
+    "device/block-1-1.npz",
+    "weights/cnn-stage1.onnx",
+    "weights/cnn.safetensors",
+)
 POINTS = ("input", "input", "block-1")
 SHAPES = (
     {"size": [32, 32], "channels": 3, "levels": 4, "widths": [8, 4, 4]},
@@ -42,7 +49,7 @@ def write(root: Path, side: int, classes: int, seed: int) -> dict[str, dict[str,
     from safetensors.torch import save_file
 
     from common.book import trained
-    from profiles.export_deepcod import numpy_file, stages
+    from profiles.export_deepcod import numpy_file, stages_onnx
     from server.models.cnn import Cnn, CnnConfig
     from server.models.deepcod import Rates, RatesConfig
 
@@ -60,8 +67,8 @@ def write(root: Path, side: int, classes: int, seed: int) -> dict[str, dict[str,
         frames = point == "input"
         path = device / f"{point}-{rate}.npz"
         numpy_file(made, trained(seen, shape.levels), path, frames, 2 if frames else 1)
-    stages(backbone, (side, side), device / "stage", 1, ("onnx",))
     save_file(backbone.state_dict(), root / "weights" / "cnn.safetensors")
+    stages_onnx(backbone, root / "weights" / "cnn.safetensors", (side, side), 1)
     save_file(codecs.state_dict(), root / "weights" / "deepcod.safetensors")
     return {
         "cnn": {"kind": "cnn", "file": "weights/cnn.safetensors", "config": asdict(cnn)},

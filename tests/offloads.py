@@ -15,7 +15,8 @@ SENSED: list[Any] = [
 PARAMS: dict[str, Any] = {
     "method": "lossy",
     "backbone": "cnn",
-    "stages": ["device/stage-1.onnx"],
+    "stages": ["weights/cnn-stage1.onnx"],
+    "weights": "weights/cnn.safetensors",
     "signals": {"input": [[1, 32, 32], [2, 16, 16]], "block-1": [[4, 8, 8]]},
     "books": "device/offload.npz",
     "autoencoder": "device/autoencoder.onnx",

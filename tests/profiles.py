@@ -59,7 +59,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
-    files += [f"device/{name}" for name in (*codecs.FILES, *offloads.FILES)]
+    files += [*codecs.FILES, *(f"device/{name}" for name in offloads.FILES)]
     for name, data in tiers_stub.files((SIDE // PATCH) ** 2, 16).items():
         (root / name).write_bytes(data)
         files.append(name)

@@ -86,6 +86,9 @@ class DeepCod:
         kind = "onnx" if runtime == "numpy" else runtime
         if (stage, kind) not in self.heads:
             path = self.bundle.path(self._points()[stage]["stage"][kind])
+            params = self.bundle.manifest.params(NAME)
+            if "weights" in params:  # ONNX graphs may point into the model's own file
+                self.bundle.path(params["weights"])
             self.heads[stage, kind] = inference.load(path, source="values", target="map")
         return self.heads[stage, kind]
 
