@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,32 +27,38 @@ def planes(pixels: Pixels, shapes: list[Shape]) -> list[F32]:
     if pixels.shape[2] == 1:
         return [resampled(pixels.transpose(2, 0, 1).astype(np.float32), shapes[0])]
     _, h, w = shapes[0]
-    small = mean(pixels.astype(np.float32), pixels.shape[0] // h)
-    if small.shape[:2] != (h, w):
+    factor = pixels.shape[0] // h
+    if pixels.shape[:2] != (h * factor, w * factor):
         raise ValueError(f"a frame {pixels.shape} has no planes of {h} x {w}")
-    parts = (small.reshape(-1, 3) @ YCBCR.T).T.reshape(3, h, w)
-    colours = mean(parts[1:].transpose(1, 2, 0), h // shapes[1][1]).transpose(2, 0, 1)
-    return [parts[:1], colours]
+    small: F32 = sums(pixels, factor, np.uint16).reshape(-1, 3).astype(np.float32)
+    scaled: F32 = YCBCR / np.float32(factor**2)
+    parts: F32 = (scaled @ small.T).reshape(3, h, w)
+    half = h // shapes[1][1]
+    colours = [sums(plane, half, np.float32) / np.float32(half**2) for plane in parts[1:]]
+    return [parts[:1], np.stack(colours)]
 
 
-def mean(values: F32, factor: int) -> F32:
-    """The mean of every `factor` x `factor` places of [h, w, c]."""
-    if factor == 1:
-        return values
-    h, w, c = values.shape
-    tiles = values.reshape(h // factor, factor, w // factor, factor, c)
-    return np.asarray(tiles.mean(axis=(1, 3)), dtype=np.float32)
+def sums(values: npt.NDArray[Any], factor: int, dtype: type) -> npt.NDArray[Any]:
+    """The sum of every `factor` x `factor` places of [h, w, ...]."""
+    rows: npt.NDArray[Any] = values[::factor].astype(dtype)
+    for place in range(1, factor):
+        rows += values[place::factor]
+    found = rows[:, ::factor].copy()
+    for place in range(1, factor):
+        found += rows[:, place::factor]
+    return found
 
 
 def resampled(plane: F32, shape: Shape) -> F32:
     """A plane [c, *grid] at the size of `shape`, bicubic with antialiasing."""
-    for axis in range(1, plane.ndim):
-        if plane.shape[axis] != shape[axis]:
-            weights = matrix(plane.shape[axis], shape[axis])
-            plane = np.moveaxis(np.moveaxis(plane, axis, -1) @ weights, -1, axis)
+    if plane.ndim == 3 and plane.shape[1] != shape[1]:
+        plane = matrix(plane.shape[1], shape[1]).T @ plane
+    if plane.shape[-1] != shape[-1]:
+        plane = plane @ matrix(plane.shape[-1], shape[-1])
     return np.ascontiguousarray(plane)
 
 
+@lru_cache(maxsize=32)
 def matrix(size: int, target: int) -> npt.NDArray[np.float32]:
     """Weights [size, target] that resample one side."""
     index, weight = taps(size, target, size / target)

@@ -38,11 +38,13 @@ from device.strategies.offload import INPUT, NAME, Offload, values
 from device.strategy import Pixels
 from profiles.amend import amend
 from profiles.baselines import BATCH, Params, grid, ladder, trials
+from profiles.export_tail import tail_onnx
 from profiles.train.deepcod import to_signal
 from profiles.train.photos import Photos, load, split_off
 from server.models.autoencoder import AutoEncoder
 from server.models.backbone import KINDS, backbone
 from server.models.checkpoint import load_model
+from server.models.cnn import Cnn
 from server.serving import Serving, strategies
 
 FITTED, TRIED = 100, 150
@@ -186,8 +188,28 @@ def base_of(profile: Profile) -> Params:
     points = deepcod.get("points", ())
     stages = [point["stage"]["onnx"] for point in points if "stage" in point]
     own = profile.manifest.strategies.get(NAME, {})
-    given = {key: own[key] for key in ("autoencoder", "tail") if key in own}
-    return {"method": "lossy", "backbone": deepcod["backbone"], "stages": stages, **given}
+    given = {"autoencoder": own.get("autoencoder"), "weights": deepcod.get("weights")}
+    return {"method": "lossy", "backbone": deepcod["backbone"], "stages": stages,
+            **{key: value for key, value in given.items() if value is not None}}  # fmt: skip
+
+
+def backbone_of(profile: Profile) -> tuple[nn.Module, Path]:
+    """The model behind the codecs, and its weights' file."""
+    kind = profile.manifest.params("deepcod")["backbone"]
+    (entry,) = (model for model in profile.models.values() if model.kind == kind)
+    model = load_model(entry.file, entry.kind, entry.config)
+    assert isinstance(model, KINDS[kind])
+    return model, entry.file
+
+
+def tail(profile: Profile, stages: int) -> Path | None:
+    """Write what a device needs to run the whole model alone; None if it is no CNN, or not all of
+    its stages are there.
+    """
+    model, weights = backbone_of(profile)
+    if not isinstance(model, Cnn) or stages < len(model.points) - 1:
+        return None
+    return tail_onnx(model, weights, (profile.manifest.input.height, profile.manifest.input.width))
 
 
 def chosen(
@@ -197,10 +219,7 @@ def chosen(
 
     `photos` are what ranges and books come from, `held` what settings are tried on.
     """
-    kind = base["backbone"]
-    (entry,) = (m for m in profile.models.values() if m.kind == kind)
-    model = load_model(entry.file, entry.kind, entry.config)
-    assert isinstance(model, KINDS[kind])
+    model, _ = backbone_of(profile)
     reached = [INPUT, *(f"block-{number + 1}" for number in range(len(base["stages"])))]
     shapes = {k: v for k, v in signals(model, profile).items() if k in reached}
     arrays: dict[str, Any] = {}
@@ -313,13 +332,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         tried = photos.take(held[: args.frames])
         params, arrays = chosen(profile, shown, tried, base_of(profile))
         if args.amend:
+            last = tail(profile, len(params["stages"]))
+            alone = {} if last is None else {f"weights/{last.name}": last}
+            if alone:
+                params["tail"] = next(iter(alone))
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch) / "offload.npz"
                 np.savez_compressed(file, **arrays)
                 given = sys.argv[1:] if argv is None else argv
                 words = [Path(word).name for word in given]
                 amend(
-                    profile.directory, strategies={NAME: params}, files={BOOKS: file},
+                    profile.directory, strategies={NAME: params}, files={BOOKS: file, **alone},
                     made={NAME: {"frames": len(tried),
                                  "command": " ".join(["python -m profiles.offloading", *words])}},
                 )  # fmt: skip

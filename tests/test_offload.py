@@ -30,7 +30,7 @@ from device.planes import planes, resampled
 from device.strategies import offload
 from device.strategy import Frame, Plan
 from profiles.amend import amend
-from profiles.export_deepcod import stages
+from profiles.export_deepcod import stages_onnx
 from profiles.export_tail import tail_onnx
 from server.memory import NOTHING
 from server.models.cnn import Cnn
@@ -148,18 +148,19 @@ def test_what_the_profile_has_not_is_refused(pair: Pair) -> None:
 
 def test_the_whole_model_runs_on_the_device(tmp_path: Path) -> None:
     root = tiny(tmp_path)
-    pair = Pair(load(root))
-    made = stages(pair.cnn, (64, 64), tmp_path / "stage", 4, ("onnx",))
-    tail_onnx(pair.cnn, (64, 64), tmp_path / "tail.onnx")
-    files = {f"device/stage-{n}.onnx": paths["onnx"] for n, paths in enumerate(made, 1)}
-    own = {"stages": list(files), "tail": "device/tail.onnx", "method": "device"}
-    amend(root, strategies={"offload": own}, files={**files, own["tail"]: tmp_path / "tail.onnx"})
+    cnn = Pair(load(root)).cnn
+    weights = root / "weights" / "cnn.safetensors"
+    made = [*stages_onnx(cnn, weights, (64, 64), 4), tail_onnx(cnn, weights, (64, 64))]
+    files = {f"weights/{path.name}": path for path in (*made, weights)}
+    *stages, tail = list(files)[:-1]
+    own = {"stages": stages, "tail": tail, "method": "device"}
+    amend(root, strategies={"offload": own}, files=files)
     pair = Pair(load(root))
     with pytest.raises(StopIteration) as stop:
         pair.query()
     answer = stop.value.value
     with torch.inference_mode():
-        logits = pair.cnn.behind(pair.true("input")[None], "input")[-1][0]
+        logits = cnn.behind(pair.true("input")[None], "input")[-1][0]
     assert answer.prob == pytest.approx(float(logits.softmax(0).max()), abs=5e-3)
     assert (answer.source, answer.rounds) == ("device", 0)
 

@@ -37,11 +37,13 @@ from device.strategy import Answer, Conversation, Frame, Pixels, Plan
 
 NAME = "offload"
 INPUT = "input"
+POINTS = (INPUT, "block-1", "block-2", "block-3", "block-4")
+"""In the model's order."""
 SYMBOLS = ("intp", "lossy", "cs")
 PICTURES = ("jpeg", "webp")
 PARAMS = {
     "method": Param("lossy", choices=("lossless", *SYMBOLS, *PICTURES, "ae", "device")),
-    "point": Param(INPUT, choices=(INPUT, "block-1", "block-2", "block-3", "block-4")),
+    "point": Param(INPUT, choices=POINTS),
     "rate": Param(1, 1, 16),
     "codec": Param("zstd", choices=("lz4", "zstd")),
 }
@@ -122,11 +124,10 @@ class Offload:
 
     def features(self, point: str, pixels: Pixels) -> F32:
         """What lies at `point`, float32 [c, *grid]."""
-        points = list(self.own["signals"])
-        if point not in points:
-            raise ConfigError(f"{NAME}: no point {point!r}: choose one of {', '.join(points)}")
-        count = points.index(point)
-        return np.ascontiguousarray(np.moveaxis(self.at(count, pixels), -1, 0))
+        known = self.own["signals"]
+        if point not in known:
+            raise ConfigError(f"{NAME}: no point {point!r}: choose one of {', '.join(known)}")
+        return np.ascontiguousarray(np.moveaxis(self.at(POINTS.index(point), pixels), -1, 0))
 
     def at(self, count: int, pixels: Pixels) -> F32:
         """What the first `count` stages of the model make of a frame: [*grid, c]."""
