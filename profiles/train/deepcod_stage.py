@@ -36,7 +36,8 @@ WEIGHTS = Weights()
 class Aim:
     """One codec: where, of which shape, how many bytes it starts at, minutes of training.
 
-    `after`: it starts from the codec before it in the plan, which has its point and shape.
+    `after`: it starts from the codec before it in the plan, of its point and, but for the levels,
+    its shape.
     """
 
     point: str

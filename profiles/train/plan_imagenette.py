@@ -6,7 +6,7 @@ validation photographs are read once, by ``publish``, to report on.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,16 +58,21 @@ CNN = CnnConfig(len(CLASSES), (48, 96, 192, 160), depths=(1, 2, 1, 1), shrink=2)
 STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
-_INPUT = DeepCODConfig((112, 112), 3, 48, 8, 33, widths=(64, 48, 24, 12))
-_MAP3 = DeepCODConfig((14, 14), 96, 24, 2, 15, widths=(96, 96))
-_MAP4 = DeepCODConfig((7, 7), 192, 16, 1, 15, widths=(96,))
+_INPUT = DeepCODConfig((112, 112), 3, 48, 8, 33, widths=(48, 32, 16, 8))
+_BLOCK1 = DeepCODConfig((28, 28), 48, 32, 2, 33, widths=(48, 40))
+_BLOCK3 = DeepCODConfig((14, 14), 96, 48, 2, 33, widths=(64, 64))
+_BLOCK4 = DeepCODConfig((7, 7), 192, 32, 1, 25, widths=(64,))
 DEEPCOD = Plan(
     (
-        Aim("input", _INPUT, 1100, 5),
-        Aim("block-3", _MAP3, 250, 1.5),
-        Aim("block-4", _MAP4, 120, 1),
+        Aim("input", _INPUT, 900, 3.8),
+        Aim("input", replace(_INPUT, levels=57), 1700, 1.7, after=True),
+        Aim("input", replace(_INPUT, levels=97), 3000, 1.2, after=True),
+        Aim("block-1", _BLOCK1, 900, 0.7),
+        Aim("block-2", _BLOCK1, 700, 0.6),
+        Aim("block-3", _BLOCK3, 500, 1.1),
+        Aim("block-4", _BLOCK4, 350, 0.8),
     ),
-    backbone="cnn", flip=True,
+    backbone="cnn", flip=True, default=("input", 2),
 )  # fmt: skip
 
 

@@ -34,11 +34,17 @@ FAINT = 0.02
 def start(config: DeepCODConfig, x: Tensor, size: float, begin: DeepCOD | None = None) -> DeepCOD:
     """A codec for data such as `x` [n, inputs, *size], of about `size` bytes for each of them.
 
-    With `begin`, a trained codec of the same shape, it is that one with another step.
+    With `begin`, a trained codec that differs in its levels at most, it is that one with another
+    step.
     """
     model = DeepCOD(config)
+    middle = (config.levels - 1) / 2
+    model.quantizer.centres.copy_((torch.arange(config.levels) - middle) * STEP)
     if begin is not None:
-        model.load_state_dict(begin.state_dict())
+        state = begin.state_dict()
+        if config.levels != begin.config.levels:
+            del state["quantizer.centres"]
+        model.load_state_dict(state, strict=False)
     else:
         places = tuple(range(2, x.ndim))
         model.mean.copy_(x.mean((0, *places)))
@@ -48,12 +54,17 @@ def start(config: DeepCODConfig, x: Tensor, size: float, begin: DeepCOD | None =
         kernel = vectors.flip(1)[:, : config.channels].T
         model.encoder.weight.copy_(kernel.reshape(model.encoder.weight.shape))
         undo(model, values.flip(0)[: config.channels].clamp_min(0))
-        middle = (config.levels - 1) / 2
-        model.quantizer.centres.copy_((torch.arange(config.levels) - middle) * STEP)
     before = float(model.unit)
     y = model.encoder(model.scaled(x))
-    low, high = UNITS
-    for _ in range(24):
+    low, high = UNITS[0], UNITS[0]
+    most = 0.0
+    while high < UNITS[1]:  # upwards: where all fall to the outmost centres, entropy falls again
+        model.unit.fill_(high)
+        bits = entropy(model.quantizer.indices(model.unit * y), config.levels)
+        if bits >= 8 * size or bits < most:
+            break
+        low, high, most = high, high * 1.25, bits
+    for _ in range(8):
         model.unit.fill_((low * high) ** 0.5)
         few = entropy(model.quantizer.indices(model.unit * y), config.levels) < 8 * size
         low, high = (float(model.unit), high) if few else (low, float(model.unit))
