@@ -19,6 +19,8 @@ from common.errors import OffboardError
 from profiles.train import signs
 
 FRAMES = 80
+OTHERS = ("deepcod", "janus", "dimec", "dimee", "sdt", "isr", "po", "df", "mbc")
+"""Strategies that run as their profile has them."""
 HEADER = (
     f"{'strategy':22} {'right':>6} {'agrees':>7} {'bytes up':>9} {'rounds':>6} "
     f"{'p50 ms':>7} {'p95 ms':>7} {'device CPU ms':>13}"
@@ -30,7 +32,10 @@ def configurations(manifest: profiles.Manifest) -> list[tuple[str, str, Mapping[
     runs: list[tuple[str, str, Mapping[str, Any]]] = [("raw, full frame", "raw", {})]
     if "jpeg" in manifest.strategies:
         runs += [(f"jpeg q{quality}", "jpeg", {"quality": quality}) for quality in (75, 30)]
-        runs += [("jpeg q30, half size", "jpeg", {"quality": 30, "scale": 0.5})]
+        runs += [
+            ("jpeg q30, half size", "jpeg", {"quality": 30, "scale": 0.5}),
+            ("webp q25, 0.7 of size", "jpeg", {"format": "webp", "quality": 25, "scale": 0.7}),
+        ]
     if "amot" in manifest.strategies:
         chosen = manifest.params("amot")
         total = round(chosen["r1"] + chosen["r2"], 2)
@@ -38,6 +43,7 @@ def configurations(manifest: profiles.Manifest) -> list[tuple[str, str, Mapping[
             ("amot, two rounds", "amot", {}),
             (f"amot, one of {total:.0%}", "amot", {"r1": total, "threshold": 0}),
         ]
+    runs += [(name, name, {}) for name in OTHERS if name in manifest.strategies]
     if "local" in manifest.strategies:
         runs += [("local, no network", "local", {})]
     return runs
@@ -119,11 +125,11 @@ def explanation(rows: list[pair.Row]) -> str:
     rivals = [r for r in rows if r["strategy"] == "jpeg" and r["agreement"] >= amot["agreement"]]
     best = min(rivals, key=lambda row: float(row["bytes_up"]), default=None)
     if best is None:
-        return f"{first}\nNo JPEG of this table agrees as often."
+        return f"{first}\nNo coded frame of this table agrees as often."
     ratio = amot["bytes_up"] / best["bytes_up"]
     verdict = f"{1 / ratio:.1f}x fewer" if ratio < 1 else f"{ratio:.1f}x more"
     return (
-        f"{first}\nAgainst the cheapest JPEG here that agrees as often ({best['config']}), "
+        f"{first}\nAgainst the cheapest coded frame here that agrees as often ({best['config']}), "
         f"that is {verdict} bytes."
     )
 

@@ -103,7 +103,7 @@ def rows(amot: float, jpeg: float, amot_bytes: int, jpeg_bytes: int) -> list[pai
     [
         (rows(0.9, 0.95, 2000, 4000), "2.0x fewer"),
         (rows(0.9, 0.95, 6000, 4000), "1.5x more"),
-        (rows(0.9, 0.80, 6000, 4000), "No JPEG"),
+        (rows(0.9, 0.80, 6000, 4000), "No coded frame"),
     ],
 )
 def test_the_demo_says_who_won(made: list[pair.Row], says: str) -> None:
