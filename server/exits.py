@@ -1,7 +1,8 @@
 """What DIMEC-DC and DIMEE share on the server: a model as layers with exits, of text or pictures.
 
 A device asks the edge for n layers, or the cloud for all l: `params[TIER]`. A server with a cloud
-peer passes on what is for the cloud; one without answers as the tier it is asked for.
+peer passes on what is for the cloud and holds n layers itself; one without answers as the tier it
+is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from common.messages import Query
 from server.models.bert import Bert
 from server.models.exits import Exits
 from server.serving import F32, Serving, no_step, number, to_numpy
-from server.strategy import CLOUD, EDGE, TIER, Arrays, Memory, Outcome, Work
+from server.strategy import CLOUD, EDGE, TIER, Arrays, Memory, Outcome, PassOn, Work
 
 INPUT, HIDDEN = "input", "hidden"
 LEAST = 3
@@ -36,6 +37,10 @@ class Backbone(Protocol):
 
     def has_exit(self, layer: int) -> bool:
         """Whether a sample can be classified behind `layer`."""
+        ...
+
+    def keep(self, layers: int) -> None:
+        """Forget the layers behind the first `layers`, unless another strategy needs them."""
         ...
 
     def sample(self, query: Query) -> Arrays:
@@ -76,6 +81,9 @@ class Text:
 
     def has_exit(self, layer: int) -> bool:
         return layer in self._exits
+
+    def keep(self, layers: int) -> None:
+        del self._model.encoder.layer[layers:]
 
     def sample(self, query: Query) -> Arrays:
         shape = self._serving.tensor(query, "ids").shape
@@ -120,6 +128,9 @@ class Picture:
 
     def has_exit(self, layer: int) -> bool:
         return layer == self.depth or layer <= self._exits.config.layers
+
+    def keep(self, layers: int) -> None:
+        """Nothing goes: every strategy of pictures classifies by the same model."""
 
     def sample(self, query: Query) -> Arrays:
         if self._serving.tensor(query, "frame").codec not in ("jpeg", "webp"):
@@ -169,14 +180,19 @@ class Tiers:
                 f"profile {serving.profile.name!r}: {name} wants exits behind layers "
                 f"{self._mobile} and {self._edge} of a model of {self._model.depth}"
             )
+        if serving.edge:  # both strategies share one model
+            offered = serving.profile.manifest.strategies.values()
+            self._model.keep(max(int(each.get("edge", 0)) for each in offered))
 
     def prepare(self, query: Query, memory: Memory) -> Work:
-        """Decode and check the sample. Raises Refused("bad" | "unknown")."""
+        """Decode and check the sample. Raises Refused("bad" | "unknown"), or PassOn at an edge."""
         if query.step not in (INPUT, HIDDEN):
             raise no_step(query, INPUT, HIDDEN)
         tier: Any = query.params.get(TIER, CLOUD)
         if tier not in (EDGE, CLOUD):
             raise Refused("bad", f"{TIER} is {str(tier)[:20]!r}, not edge or cloud")
+        if tier == CLOUD and self._serving.edge:
+            raise PassOn
         alpha = number(query, "alpha", self._alpha, 0.0, 1.0) if self._early else 1.0
         if query.step == INPUT:
             return Work((self._name, tier, 0), self._model.sample(query), {"alpha": alpha})
@@ -217,8 +233,9 @@ class Tiers:
 
     @torch.inference_mode()
     def warm(self) -> None:
-        """The whole model, per batch size worth it."""
-        blank = Work((self._name, CLOUD, 0), self._model.blank(), {"alpha": 1.0})
+        """All the layers that are held, per batch size worth it."""
+        tier = EDGE if self._serving.edge else CLOUD
+        blank = Work((self._name, tier, 0), self._model.blank(), {"alpha": 1.0})
         for size in self._serving.warm_sizes:
             self.forward([blank] * size)
 
