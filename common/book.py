@@ -23,12 +23,15 @@ from common.huffman import LONGEST, U8, Ints, codes, lengths, table
 
 RUNS = 16
 """Classes of runs: 0 to 7 each, then 8-15, 16-31 and so on."""
-MOST = 1 << 11
+MOST = 1 << 10
 """Places that a channel may have, so that a run fits the last class."""
 BASES = np.array([*range(8), *(8 << n for n in range(RUNS - 8))], dtype=np.int64)
 EXTRA = np.array([*[0] * 8, *range(3, RUNS - 5)], dtype=np.int64)
 """The first run of a class, and the bits that say which one it is."""
 CLASS = np.searchsorted(BASES, np.arange(MOST), side="right") - 1
+REST = np.arange(MOST) - BASES[CLASS]
+WIDE = EXTRA[CLASS]
+"""Of each run its class, what that leaves open, and in how many bits."""
 
 
 class Book:
@@ -53,10 +56,11 @@ class Book:
             raise ValueError("a book has code lengths, a zero and a mark for every channel")
         self._tables = {"lengths": lengths, "zeros": zeros, "predicted": predicted}
         self._end, self._rare = items - 2, items - 1
-        self._lengths = lengths.astype(np.int64)
-        self._codes = np.stack([codes(row) for row in lengths])
+        made = np.stack([codes(row) for row in lengths])
+        self._entries = (made << 8 | lengths).reshape(-1)
         self._next = [table(row) for row in lengths]
         self._zeros, self._predicted = zeros, np.flatnonzero(predicted)
+        self._row = zeros[:, None]
 
     @classmethod
     def read(cls, file: Mapping[str, Any]) -> Book:
@@ -71,7 +75,7 @@ class Book:
     @property
     def channels(self) -> int:
         """How many channels there are codes for."""
-        return len(self._lengths)
+        return len(self._zeros)
 
     def longest(self, places: int) -> int:
         """No code of `places` symbols per channel takes more bytes."""
@@ -79,17 +83,17 @@ class Book:
 
     def encode(self, symbols: U8) -> bytes:
         """Symbols [channels, *grid], each below `levels`, as bits, channel after channel."""
-        symbols = self._differences(symbols)
-        flat = symbols.reshape(self.channels, -1)
-        channel, item, run = items(flat, self._zeros, self.levels)
-        extra = EXTRA[CLASS[run]]
-        code, length = self._codes[channel, item], self._lengths[channel, item]
-        rare = np.flatnonzero(length == 0)
+        flat = self._differences(symbols).reshape(self.channels, -1)
+        channel, item, run = items(flat, self._row, self.levels)
+        at = channel * (self._rare + 1)
+        entry = self._entries.take(at + item)
+        rare = np.flatnonzero(entry == 0)
         if len(rare):
             spelt = CLASS[run[rare]] << 8 | item[rare] % (self.levels - 1)
-            code[rare] = self._codes[channel[rare], self._rare] << 12 | spelt
-            length[rare] = self._lengths[channel[rare], self._rare] + 12
-        return _packed(code << extra | run - BASES[CLASS[run]], length + extra)
+            kept = self._entries[at[rare] + self._rare]
+            entry[rare] = ((kept >> 8) << 12 | spelt) << 8 | (kept & 255) + 12
+        wide = WIDE.take(run)
+        return _packed((entry >> 8) << wide | REST.take(run), (entry & 255) + wide)
 
     def decode(self, data: bytes | bytearray | memoryview, *grid: int) -> U8:
         """The symbols uint8 [channels, *grid] in `data`. Raises ValueError if it is not theirs."""
@@ -102,7 +106,7 @@ class Book:
         for bit in range(LONGEST):
             windows = windows << 1 | padded[bit : bit + len(windows)]
         window, total = windows.tolist() + [0] * 64, len(bits)
-        symbols = np.repeat(self._zeros[:, None], places, axis=1)
+        symbols = np.repeat(self._row, places, axis=1)
         bases, wide, at = BASES.tolist(), EXTRA.tolist(), 0
         for channel, entries in enumerate(self._next):
             zero, place, where, values = int(self._zeros[channel]), 0, [], []
@@ -168,25 +172,27 @@ def expected(symbols: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
 def items(symbols: U8, zeros: U8, levels: int) -> tuple[Ints, Ints, Ints]:
     """The channel, item and run of all that is coded of symbols [channels, places], in order.
 
-    An end's run is 0.
+    `zeros` [channels, 1]. An end's run is 0.
     """
     channels, places = symbols.shape
     told = np.empty((channels, places + 1), dtype=bool)
-    np.not_equal(symbols, zeros[:, None], out=told[:, :places])
+    np.not_equal(symbols, zeros, out=told[:, :places])
     np.logical_not(told[:, -2], out=told[:, -1])  # an end stands for zeros up to the last place
     found = np.flatnonzero(told)
-    channel = found // (places + 1)
-    place = found - channel * (places + 1)
-    run = np.empty_like(place)
-    run[0], run[1:] = place[0], place[1:] - place[:-1] - 1
+    channel, place = np.divmod(found.astype(np.int32), places + 1)
+    run = place.copy()
+    run[1:] -= place[:-1] + 1
     fresh = np.flatnonzero(run < 0)  # the first of a channel
     run[fresh] = place[fresh]
-    end = place == places
-    value = symbols.reshape(-1)[np.where(end, 0, found - channel)].astype(np.int64)
-    value -= value > zeros[channel]
-    item = CLASS[run] * (levels - 1) + value
-    item[end], run[end] = RUNS * (levels - 1), 0
-    return channel, item, run
+    end = np.flatnonzero(place == places)
+    at = found - channel
+    at[end] = 0
+    value = symbols.reshape(-1).take(at).astype(np.int64)
+    value -= value > zeros.take(channel)
+    run[end] = 0
+    value += CLASS.take(run) * (levels - 1)
+    value[end] = RUNS * (levels - 1)
+    return channel.astype(np.int64), value, run.astype(np.int64)
 
 
 def trained(symbols: U8, levels: int) -> Book:
@@ -210,7 +216,7 @@ def trained(symbols: U8, levels: int) -> Book:
 def _row(symbols: U8, levels: int) -> tuple[U8, int, float]:
     """Lengths and zero of one channel's best code for [n, places], and the bits that takes."""
     zero = int(np.bincount(symbols.reshape(-1)).argmax())
-    _, item, run = items(symbols, np.full(len(symbols), zero, dtype=np.uint8), levels)
+    _, item, run = items(symbols, np.full((len(symbols), 1), zero, dtype=np.uint8), levels)
     counts = np.bincount(item, minlength=RUNS * (levels - 1) + 2)
     rare = counts < max(3, len(item) >> LONGEST + 1)
     rare[-2:] = False
@@ -224,14 +230,13 @@ def _row(symbols: U8, levels: int) -> tuple[U8, int, float]:
 
 
 def _packed(code: Ints, length: Ints) -> bytes:
-    """Codes of up to 48 bits, one after the other."""
-    ends = np.cumsum(length)
+    """Codes of up to 33 bits, one after the other."""
+    ends = length.cumsum()
     starts = ends - length
-    word, left = starts >> 4, 64 - length - (starts & 15)
-    shifted = code << left
-    total = int(ends[-1]) if len(ends) else 0
-    sums = np.zeros((total >> 4) + 5)
-    for place in range(4):  # no two codes share a bit, so adding is joining
-        part = shifted >> (48 - 16 * place) & 0xFFFF
-        sums += np.bincount(word + place, part, len(sums))
-    return sums.astype(">u2").tobytes()[: -(-total // 8)]
+    word = starts >> 5
+    shifted = code << (64 - length - (starts & 31))
+    size = int(ends[-1])
+    # No two codes share a bit, so adding is joining, and exact in 53 bits.
+    sums = np.bincount(word, shifted >> 32 & 0xFFFFFFFF, (size >> 5) + 2)
+    sums[1:] += np.bincount(word, shifted & 0xFFFFFFFF, (size >> 5) + 1)
+    return sums.astype(">u4").tobytes()[: -(-size // 8)]

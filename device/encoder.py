@@ -109,7 +109,7 @@ def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
     """The convolution by numpy: every place's values times `kernel` [*k, features, C]."""
     *sides, features, channels = kernel.shape
     tall, wide = (sides[0] if len(sides) == 2 else 1), sides[-1]
-    flat = np.ascontiguousarray(kernel.reshape(-1, channels))
+    flat = np.ascontiguousarray(kernel.reshape(-1, channels).T)
 
     def convolve(values: Values) -> F32:
         whole = _sums(values, shrink) if shrink > 1 else values
@@ -117,9 +117,9 @@ def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
         rows, columns = height // tall, width // wide
         places = whole.reshape(rows, tall, columns, wide * features).transpose(0, 2, 1, 3)
         places = places.reshape(rows * columns, -1).astype(np.float32, copy=False)
-        y = (places @ flat + bias).T
-        grid = (rows, columns) if len(sides) == 2 else (columns,)
-        return np.ascontiguousarray(y).reshape(channels, *grid)
+        y = flat @ places.T
+        y += bias[:, None]
+        return y.reshape(channels, *((rows, columns) if len(sides) == 2 else (columns,)))
 
     return convolve
 
