@@ -1,10 +1,11 @@
 """Chooses the settings of what DeepCOD is compared with, for each offloading point, and its books.
 
     python -m profiles.offloading imagenette --data imagenette-train.tar --amend
+    python -m profiles.offloading digits --data fsdd.tar --amend
 
-Ranges and code books come from training photographs. Every setting of a grid then answers held-out
-ones, through the device's strategy and the server's in this process and without a wire; the best
-within each number of bytes go into the profile.
+Ranges and code books come from training frames. Every setting of a grid then answers held-out
+ones, through the device's strategy and the server's in this process and without a wire; those that
+no cheaper one is as good as go into the profile.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from common.profile import Profile
 from device.bundle import Bundle
 from device.strategies import offload
 from device.strategies.offload import INPUT, NAME, Offload, values
-from device.strategy import Pixels
+from device.strategy import Frame, Pixels
 from profiles.amend import amend
-from profiles.baselines import BATCH, Params, grid, ladder, trials
+from profiles.baselines import BATCH, Params, grid, trials
 from profiles.export_tail import tail_onnx
+from profiles.train import digits
 from profiles.train.deepcod import to_signal
 from profiles.train.photos import Photos, load, split_off
 from server.models.autoencoder import AutoEncoder
@@ -49,10 +51,8 @@ from server.serving import Serving, strategies
 
 FITTED, TRIED = 100, 150
 """Photographs that ranges and books come from, and that settings are tried on."""
-BYTES = (100, 150, 200, 300, 400, 600, 800, 1000, 1500, 2000, 2500, 3000, 4000, 6000, 8000, 12_000)
-"""Coded bytes within which the best setting is kept."""
 KEPT = 6
-"""Settings kept of each method and point: those of most bytes that still gain something."""
+"""Settings kept of each method and point: the dearest that still gain something."""
 OUTLIERS = 0.1
 """Per cent of values on each side of a part's range."""
 SHRINKAGE = 0.3
@@ -78,6 +78,42 @@ WITHIN: Mapping[str, list[Params]] = {
 """Settings to try at the input and behind it. `levels` are the first plane's."""
 MEANS = 48
 """Levels of the blocks' means, where the rest is sensed."""
+
+
+def frames_of(profile: Profile, data: Sequence[Path], count: int) -> tuple[Photos, Photos]:
+    """FITTED training frames, evenly spaced, and `count` held out; sounds as frames of any length.
+
+    Raises ValueError: no such data.
+    """
+    if profile.manifest.task == "listen":
+        parts = [
+            Photos(ragged(each.sounds), each.labels)
+            for each in (digits.training(data), digits.choosing(data))
+        ]
+        order = np.random.default_rng(0).permutation(len(parts[1]))[:count]
+        held = parts[1].take(np.sort(order))
+        shown = np.arange(0, len(parts[0]), max(1, len(parts[0]) // FITTED))[:FITTED]
+        return parts[0].take(shown), held
+    photos = load(data, "train")
+    training, kept = split_off(photos)
+    step = max(1, len(training) // FITTED)
+    return photos.take(training[::step][:FITTED]), photos.take(kept[:count])
+
+
+def ragged(sounds: Sequence[Any]) -> Any:
+    """An array of arrays."""
+    made = np.empty(len(sounds), dtype=object)
+    made[:] = list(sounds)
+    return made
+
+
+def front(tried: Sequence[Params]) -> list[Params]:
+    """Those more accurate than all that cost less, at most KEPT of them, by rising cost."""
+    rows: list[Params] = []
+    for choice in sorted(tried, key=lambda c: (c["cost"], -c["accuracy"])):
+        if not rows or choice["accuracy"] > rows[-1]["accuracy"]:
+            rows.append(choice)
+    return rows[-KEPT:]
 
 
 def signals(model: nn.Module, profile: Profile) -> dict[str, list[Shape]]:
@@ -217,7 +253,7 @@ def chosen(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The strategy's parameters, `base` among them, and the arrays of its books.
 
-    `photos` are what ranges and books come from, `held` what settings are tried on.
+    `photos` (or sounds) are what ranges and books come from, `held` what settings are tried on.
     """
     model, _ = backbone_of(profile)
     reached = [INPUT, *(f"block-{number + 1}" for number in range(len(base["stages"])))]
@@ -235,8 +271,10 @@ def chosen(
         np.savez(root / "offload.npz", **arrays)
         file = {BOOKS: root / "offload.npz"}
         amend(root, strategies={NAME: {**base, "settings": {}}}, files=file)
+        device = _device(root)
+        seen = [device.view(Frame(0, "", np.array(frame), 0.0)) for frame in photos.frames]
         found: list[tuple[str, str, list[tuple[Params, list[Book]]]]] = list(
-            candidates(_device(root), shapes, [np.array(f) for f in photos.frames])
+            candidates(device, shapes, seen)
         )
         settings: dict[str, dict[str, list[Params]]] = {}
         books: dict[str, Book] = {}
@@ -256,9 +294,13 @@ def chosen(
             outcome = [
                 choice for t in trials(device, server, held, tried) for choice in t.choices()
             ]
-            steps = ladder(outcome, BYTES, 1)[-KEPT:]
+            steps = front(outcome)
             best.setdefault(point, {})[method] = [
-                {**rows[step["rate"] - 1][0], "cost": step["cost"], "accuracy": step["accuracy"]}
+                {
+                    **rows[step["rate"] - 1][0],
+                    "cost": round(step["cost"], 1),
+                    "accuracy": step["accuracy"],
+                }
                 for step in steps
             ]
             kept |= _named(point, method, [rows[step["rate"] - 1][1] for step in steps])
@@ -312,7 +354,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("profile", help="its name or directory")
     made.add_argument(
         "--data", type=Path, nargs="+", required=True, metavar="PATH",
-        help="tar files or folders whose training photographs to use",
+        help="tar files or folders whose training frames to use",
     )  # fmt: skip
     made.add_argument("--frames", type=int, default=TRIED, help=f"held out, at most ({TRIED})")
     made.add_argument("--threads", type=int, default=1)
@@ -326,10 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         profile = profiles.load(args.profile)
-        photos = load(args.data, "train")
-        training, held = split_off(photos)
-        shown = photos.take(training[:: max(1, len(training) // FITTED)][:FITTED])
-        tried = photos.take(held[: args.frames])
+        shown, tried = frames_of(profile, args.data, args.frames)
         params, arrays = chosen(profile, shown, tried, base_of(profile))
         if args.amend:
             last = tail(profile, len(params["stages"]))
