@@ -67,7 +67,8 @@ class Welcome:
 class Query:
     """A device asks. Round two of a frame names round one's query in `memory` (its id).
 
-    `via`: the servers that have passed the query on, so its length counts the hops.
+    `via`: the servers that have passed the query on, so its length counts the hops. `ms_left`: a
+    strategy sets it where it has something better to do than to wait longer.
     """
 
     KIND: ClassVar[int] = 3

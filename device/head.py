@@ -40,8 +40,13 @@ class Head:
         Raises ConfigError for a part that cannot be loaded.
         """
         tokens = self._embed(pixels)
-        sizes = np.ones(len(tokens), np.float32)
-        for place, r in enumerate(merges):
+        return self.go_on(tokens, np.ones(len(tokens), np.float32), merges)
+
+    def go_on(
+        self, tokens: F32, sizes: F32, merges: Sequence[int], after: int = 0
+    ) -> tuple[F32, F32]:
+        """Tokens and sizes behind block `after` to those behind len(merges) blocks more."""
+        for place, r in enumerate(merges, after):
             given = {"tokens": tokens, "sizes": sizes, "merge": np.array([r], np.int64)}
             tokens, sizes = self._block(place).run(["tokens.out", "sizes.out"], given)
         return tokens, sizes

@@ -37,6 +37,8 @@ def record(answer: Answer) -> dict[str, Any]:
         "deadline_met": answer.deadline_met,
         "link_mbps": None if answer.link_mbps is None else round(answer.link_mbps, 3),
         "link_rtt_ms": None if answer.link_rtt_ms is None else round(answer.link_rtt_ms, 3),
+        "chosen": None if answer.chosen is None else dict(answer.chosen),
+        "predicted_ms": None if answer.predicted_ms is None else round(answer.predicted_ms, 3),
         "degraded": answer.degraded,
         "error": answer.error,
     }

@@ -14,15 +14,21 @@ from common.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter: its default (which gives its type), and its range or its choices."""
+    """One parameter: its default (which gives its type), and its range or its choices.
+
+    `words`: what may stand in the place of a number.
+    """
 
     default: float | int | str
     low: float = 0.0
     high: float = 1.0
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> float | int | str:
         """`value` (also as text) as this parameter. Raises ConfigError saying what it may be."""
+        if value in self.words:
+            return str(value)
         kind = type(self.default)
         try:
             typed = kind(value)
@@ -41,7 +47,8 @@ class Param:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         kind = "a whole number" if isinstance(self.default, int) else "a number"
-        return f"{kind} from {self.low:g} to {self.high:g}"
+        words = "".join(f" or {word!r}" for word in self.words)
+        return f"{kind} from {self.low:g} to {self.high:g}{words}"
 
 
 Params = Mapping[str, Param]

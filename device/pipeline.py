@@ -251,6 +251,7 @@ class Pipeline:
 
     async def _ask(self, query: Query, until: float | None, cost: Cost) -> Any:
         left = ANSWER_WAIT if until is None else until - time.monotonic()
+        left = min(left, query.ms_left / 1000.0)
         if left <= 0:
             raise Unavailable("the deadline passed before the query was sent")
         reply = await Timed(self._client.ask(query, deadline=left), cost)

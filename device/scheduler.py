@@ -207,7 +207,8 @@ def costs(
 
     def coded(of_tokens: F64, of_frame: F64) -> F64:
         """[A, S, C], zero where the device is alone."""
-        return np.where(sent, of_tokens, np.where(whole, of_frame, 0.0))
+        chosen = np.where(sent, of_tokens, np.where(whole, of_frame, 0.0))
+        return np.ascontiguousarray(chosen)  # so that the scheduler sees what changes in it
 
     fixed, token, ms, loss = np.array([[c.fixed, c.token, c.ms, c.loss] for c in codings]).T
     whole_size, whole_ms, whole_loss = np.array([[c.fixed, c.ms, c.loss] for c in frames]).T

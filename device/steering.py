@@ -15,11 +15,14 @@ Milliseconds and bytes throughout; `now` is an argument.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
-from device.scheduler import Costs, Decision, Scheduler
+from common.errors import ConfigError
+from device.machine import Machine
+from device.scheduler import Coding, Costs, Decision, Scheduler, Shape, costs
 
 SLACK = 0.06
 """Losses that differ by less are one, so the fastest is taken: as what a twentieth of all tokens
@@ -30,6 +33,12 @@ TRANSFERS = 20
 DOUBLE = 600.0
 RUNS = 5
 """Runs whose median tells the device's load; and the server's, of which the least is its speed."""
+LEVELS = (("fp16", "jpeg-90"), ("int8", "jpeg-75"), ("int8", "jpeg-50"))
+"""How tokens are sent, and frames: the better the level, the more bytes."""
+LOSS = {"fp16": 0.0, "int8": 0.03, "jpeg-90": 0.0, "jpeg-75": 0.03, "jpeg-50": 0.1}
+"""What that costs in accuracy, as the share of tokens whose merging costs as much."""
+LEARNED = 0.2
+"""Weight of the last frame in how large frames are."""
 
 
 @dataclass
@@ -96,6 +105,11 @@ class Steering:
         """So long after `size` bytes were sent their answer was not back: they take longer."""
         self.answered(now, size, waited)
 
+    def framed(self, chosen: Decision, size: float) -> None:
+        """A frame sent whole took `size` bytes: others are taken to differ from profiled alike."""
+        sizes = self.costs.size[:, self.costs.splits.index(0)]
+        sizes *= 1.0 - LEARNED + LEARNED * size / float(self.costs.size[chosen.at])
+
     def ran(self, predicted: float, took: float) -> None:
         """The device's part took so long, as profiled and measured."""
         self._heads.append(took / max(predicted, 1e-3))
@@ -134,3 +148,20 @@ class Steering:
 
 def _recent(values: Iterable[float]) -> float:
     return median(values)
+
+
+def of_profile(latency: Mapping[str, Any], layers: int, tokens: int, prior: float) -> Steering:
+    """The steering of what `./run measure` put into a profile. Raises ConfigError."""
+    device, server = (Machine.read(latency.get(side, {})) for side in ("device", "server"))
+    try:
+        codings, frames = (
+            [
+                Coding(level[kind], loss=LOSS[level[kind]], **latency[name][level[kind]])
+                for level in LEVELS
+            ]
+            for kind, name in enumerate(("codings", "frames"))
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"latency of codings: {error!r}: ./run measure PROFILE again") from None
+    made = costs(Shape(layers, tokens), device, server, codings, frames, step=STEP)
+    return Steering(made, prior)

@@ -85,6 +85,7 @@ class Answer:
     A strategy fills the first group (`Answer.of`), the pipeline the second.
     bytes_*: whole packets of all rounds. `degraded`: None, or why this is not the best answer.
     `error`: None, or why there is no label. link_*: the estimate when the answer was there.
+    `chosen`: what the strategy decided for this frame, `predicted_ms` with it, where it decides.
     """
 
     label: str | None
@@ -95,6 +96,8 @@ class Answer:
     rounds: int
     degraded: str | None = None
     error: str | None = None
+    chosen: Mapping[str, Any] | None = None
+    predicted_ms: float | None = None
 
     frame: str = ""
     bytes_up: int = 0

@@ -36,6 +36,8 @@ GOLDEN = {
     "deadline_met": True,
     "link_mbps": 7.6,
     "link_rtt_ms": None,
+    "chosen": None,
+    "predicted_ms": None,
     "degraded": None,
     "error": None,
 }

@@ -139,7 +139,8 @@ def test_janus_is_measured_as_it_is_served(tmp_path: Path) -> None:
         assert latency[side]["slope"] == pytest.approx(machine.fit[0], rel=0.05, abs=1e-4)
     bytes_of = {name: coding["token"] for name, coding in latency["codings"].items()}
     assert bytes_of["int8"] < bytes_of["fp16"] < bytes_of["fp32"]
-    assert latency["frames"]["bytes"] > 0
+    frames = [latency["frames"][f"jpeg-{quality}"]["fixed"] for quality in (90, 75, 50)]
+    assert frames == sorted(frames, reverse=True)
 
 
 def test_knots_rise_to_all_tokens() -> None:

@@ -3,31 +3,40 @@
 Jiang et al., "Janus: Collaborative Vision Transformer Under Dynamic Network Environment". With N
 layers there are N + 2 places to split at: 0, where the frame itself goes up, after each layer, and
 N + 1, where the device answers alone. Only where tokens merge does a later split cost fewer bytes.
+
+With split=auto `device.steering` decides for each frame. Where the server does not answer in the
+time that leaves the device its own, the device finishes the frame.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from common import merging
 from common.codec import encode
-from common.errors import ConfigError
+from common.errors import ConfigError, Refused, Unavailable
 from common.merging import Merges
-from common.messages import Query
+from common.messages import NO_DEADLINE, Query
 from common.tokens import pack
 from device.bundle import Bundle
 from device.content import View, view
 from device.head import Head
+from device.inference import F32
 from device.params import Param, from_profile
+from device.partition import cold_start
+from device.steering import Steering, of_profile
 from device.strategy import Answer, Conversation, Frame, Plan
 
 NAME = "janus"
+AUTO = "auto"
 PARAMS = {
-    "split": Param(0, 0, 1000),
+    "split": Param(0, 0, 1000, words=(AUTO,)),
     "schedule": Param("exponential", choices=("exponential", "linear", "fixed")),
     "alpha": Param(0.0, 0, 1000),
     "r": Param(0, 0, 10000),
@@ -36,6 +45,8 @@ PARAMS = {
     "frame": Param("jpeg", choices=("jpeg", "raw", "lz4", "zstd", "lzw")),
     "quality": Param(90, 1, 100),
 }
+State = tuple[F32, F32]
+"""Tokens and their sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class Janus:
 
     `total`: tokens of a whole frame. `split` says where; `schedule` how many tokens each layer
     merges, the declining ones by `alpha`, "fixed" by `r`; `precision` and `codec` are of tokens,
-    `frame` (and `quality`, of "jpeg") of a frame.
+    `frame` (and `quality`, of "jpeg") of a frame. `steering`: None for a profile not measured.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +63,8 @@ class Janus:
     head: Head
     total: int
     params: Mapping[str, Any]
+    steering: Steering | None = None
+    rtt: float = 0.0
     heavy: bool = True
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
@@ -60,24 +73,94 @@ class Janus:
         Raises ConfigError: a split or an alpha that this model has not.
         """
         params = {**self.params, **plan.params}
+        if params["split"] == AUTO:
+            return (yield from self._steered(frame, plan, params))
         split, layers = params["split"], self.head.layers
         if split > layers + 1:
             raise ConfigError(f"split={split}: a model of {layers} layers has 0 to {layers + 1}")
         merges = self.merges(params)
         pixels = self.view(frame)
-        if split == 0:
+        state = self.head.run(pixels, merges[:split]) if split else None
+        if state is not None and split == layers + 1:
+            return self._alone(state)
+        query = self._query(frame if state is None else state, merges, split, params)
+        return Answer.of_result((yield query), self.classes, strategy=NAME, rounds=1)
+
+    def _query(
+        self, what: Frame | State, merges: Merges, split: int, params: Mapping[str, Any]
+    ) -> Query:
+        """Asks for the rest of a frame, or of tokens behind layer `split`."""
+        if isinstance(what, Frame):
             options = {"quality": params["quality"]} if params["frame"] == "jpeg" else {}
-            tensors = {"frame": encode(pixels, params["frame"], **options)}
-            query = Query(NAME, "frame", {"merges": list(merges)}, tensors)
-            return Answer.of_result((yield query), self.classes, strategy=NAME, rounds=1)
-        tokens, sizes = self.head.run(pixels, merges[:split])
-        if split == layers + 1:
-            probabilities = self.head.classify(tokens, sizes)
-            return Answer.of(probabilities, self.classes, strategy=NAME, source="device", rounds=0)
+            tensors = {"frame": encode(self.view(what), params["frame"], **options)}
+            return Query(NAME, "frame", {"merges": list(merges)}, tensors)
+        tokens, sizes = what
         tensors = pack(tokens, params["precision"], params["codec"])
         tensors["sizes"] = encode(sizes.astype(np.uint16), params["codec"])
-        query = Query(NAME, "tokens", {"merges": list(merges[split:])}, tensors)
-        return Answer.of_result((yield query), self.classes, strategy=NAME, rounds=1)
+        return Query(NAME, "tokens", {"merges": list(merges[split:])}, tensors)
+
+    def _alone(self, state: State, degraded: str | None = None) -> Answer:
+        """The answer that tokens behind the last layer give."""
+        probabilities = self.head.classify(*state)
+        return Answer.of(
+            probabilities, self.classes, strategy=NAME, source="device", rounds=0, degraded=degraded
+        )
+
+    def _steered(self, frame: Frame, plan: Plan, params: Mapping[str, Any]) -> Conversation:
+        """One frame as `device.steering` decides. Raises ConfigError for a profile not measured."""
+        steering, layers = self.steering, self.head.layers
+        if steering is None:
+            raise ConfigError("split=auto needs latencies: ./run measure PROFILE")
+        began = time.monotonic() * 1e3
+        spent = began - frame.captured * 1e3
+        # As the pipeline does, something is left for what comes after the answer.
+        whole = plan.deadline_ms
+        left = math.inf if whole is None else whole - min(20.0, whole / 20) - spent
+        rtt = self.rtt if plan.link.rtt is None else plan.link.rtt * 1e3
+        chosen = steering.decide(began, left, rtt)
+        merges = merging.schedule(chosen.alpha, layers, self.total)
+        told = {"split": chosen.split, "alpha": chosen.alpha, "coding": chosen.coding}
+
+        def stamped(answer: Answer) -> Answer:
+            return replace(answer, chosen=told, predicted_ms=spent + chosen.total_ms)
+
+        state = self.head.run(self.view(frame), merges[: chosen.split]) if chosen.split else None
+        if state is not None and chosen.split > layers:
+            answer = self._alone(state)
+            steering.ran(float(steering.costs.device[chosen.at]), time.monotonic() * 1e3 - began)
+            return stamped(answer)
+        coded = dict(params)
+        if state is None:
+            coded["frame"], quality = str(chosen.coding).split("-")
+            coded["quality"] = int(quality)
+        else:
+            coded["precision"] = chosen.coding
+        query = self._query(frame if state is None else state, merges, chosen.split, coded)
+        size = float(sum(len(tensor.data) for tensor in query.tensors.values()))
+        sent = time.monotonic() * 1e3
+        if state is None:
+            steering.framed(chosen, size)
+        else:
+            steering.ran(float(steering.costs.device[chosen.at]), sent - began)
+        wait = steering.patience(chosen, left) - (sent - began)
+        limit = NO_DEADLINE if math.isinf(wait) else max(1, int(wait))
+        try:
+            result = yield replace(query, ms_left=limit)
+        except (Refused, Unavailable) as error:
+            now = time.monotonic() * 1e3
+            steering.gave_up(now, size, max(now - sent, chosen.link_ms))
+            if state is None:
+                alpha, _ = steering.finishing(chosen, left - (now - began))
+                again = merging.schedule(steering.costs.alphas[alpha], layers, self.total)
+                state = self.head.run(self.view(frame), again)
+            else:
+                state = self.head.go_on(*state, merges[chosen.split :], chosen.split)
+            return stamped(self._alone(state, f"server: {error}"))
+        now = time.monotonic() * 1e3
+        steering.answered(now, size, now - sent - result.server_ms - rtt)
+        computed = result.server_ms - result.queue_ms
+        steering.served(float(steering.costs.server[chosen.at[:2]]), computed, result.queue_ms)
+        return stamped(Answer.of_result(result, self.classes, strategy=NAME, rounds=1))
 
     def merges(self, params: Mapping[str, Any]) -> Merges:
         """How many tokens each layer merges. Raises ConfigError for too large an alpha."""
@@ -103,4 +186,10 @@ def create(bundle: Bundle) -> Janus:
         bundle.path(params["last"]),
     )
     own = from_profile(PARAMS, params)
-    return Janus(manifest.classes, view(manifest), head, int(params["tokens"]), own)
+    total, cold = int(params["tokens"]), cold_start(params)
+    assert cold.throughput is not None
+    assert cold.rtt is not None
+    steering = None
+    if "latency" in params:
+        steering = of_profile(params["latency"], head.layers, total, cold.throughput / 1e3)
+    return Janus(manifest.classes, view(manifest), head, total, own, steering, cold.rtt * 1e3)

@@ -33,6 +33,7 @@ from server.models.vit import VisionTransformer
 NAME = "janus"
 KNOTS = 12
 PRECISIONS = ("fp32", "fp16", "int8")
+QUALITIES = (90, 75, 50)
 Layer = Callable[[int, int], Callable[[], object]]
 """(tokens, merged) -> a call that runs one layer so."""
 DIGITS = 4
@@ -54,7 +55,7 @@ def measure(profile: Profile) -> dict[str, Any]:
         "device": Machine(device.tokens, device.ms, device.merging, first, last).written(),
         "server": on_server(vit, knots(total)).written(),
         "codings": codings(head, picture, total, str(params.get("codec", "zstd"))),
-        "frames": frames(picture, str(params.get("frame", "jpeg")), int(params.get("quality", 90))),
+        "frames": frames(picture),
     }
     return {"latency": _rounded(latency)}
 
@@ -143,11 +144,14 @@ def codings(
     return made
 
 
-def frames(picture: npt.NDArray[np.uint8], codec: str, quality: int) -> dict[str, Any]:
-    """Bytes and ms of a frame; a device goes on from there by what its own frames take."""
-    options = {"quality": quality} if codec == "jpeg" else {}
-    size = len(encode(picture, codec, **options).data)
-    return {"bytes": size, "ms": milliseconds(lambda: encode(picture, codec, **options))}
+def frames(picture: npt.NDArray[np.uint8]) -> dict[str, dict[str, float]]:
+    """Bytes and ms of a frame as JPEG; a device goes on from there by what its own frames take."""
+    made = {}
+    for quality in QUALITIES:
+        size = len(encode(picture, "jpeg", quality=quality).data)
+        spent = milliseconds(lambda q=quality: encode(picture, "jpeg", quality=q))  # type: ignore[misc]
+        made[f"jpeg-{quality}"] = {"fixed": float(size), "ms": spent}
+    return made
 
 
 def smooth(height: int, width: int) -> npt.NDArray[np.uint8]:
