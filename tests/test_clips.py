@@ -25,8 +25,9 @@ CONFIG = ViTConfig(dim=12, depth=1, heads=2, classes=3, image=32, frames=6, tube
 
 
 def test_a_seed_is_a_clip_and_its_label() -> None:
-    frames, label = clips.render(5)
-    again, same = clips.render(5)
+    frames, label, places = clips.render(5)
+    again, same, _ = clips.render(5)
+    assert places.shape == (16, 3)
     assert frames.shape == (16, 64, 64, 3)
     assert frames.dtype == np.uint8
     assert np.array_equal(frames, again)
@@ -42,7 +43,7 @@ def test_every_motion_moves_and_its_reverse_is_the_other() -> None:
     assert np.array_equal(clips.BACKWARDS[clips.BACKWARDS], np.arange(len(clips.CLASSES)))
     moved: dict[str, list[np.ndarray]] = {"left": [], "right": [], "up": [], "down": []}
     for seed in range(120):
-        frames, label = clips.render(seed)
+        frames, label, _ = clips.render(seed)
         motion = clips.CLASSES[label].split(", ")[1]
         if motion in moved:
             light = frames.astype(float).mean(-1)
@@ -57,26 +58,39 @@ def test_every_motion_moves_and_its_reverse_is_the_other() -> None:
 
 
 def test_augmentation_keeps_labels_true() -> None:
-    data, label = clips.render(1)
-    batch = np.repeat(data.reshape(1, -1, 64, 3), 40, 0)
-    frames, labels = clips.augmented(batch, np.full(40, label), np.random.default_rng(0))
-    assert set(labels) == {label, int(clips.BACKWARDS[label])}
-    for each, made in zip(frames, labels, strict=True):
+    data, label, places = clips.render(1)
+    frames = np.repeat(data.reshape(1, -1, 64, 3), 40, 0)
+    batch = clips.Clips(frames, np.full(40, label), np.repeat(places[None], 40, 0))
+    made = clips.augmented(batch, np.random.default_rng(0))
+    assert set(made.labels) == {label, int(clips.BACKWARDS[label])}
+    for each, made_label in zip(made.frames, made.labels, strict=True):
         run = each.reshape(16, 64, 64, 3)
         # However it is shifted, every frame keeps its pixels' sum.
-        expected = data if made == label else data[::-1]
+        expected = data if made_label == label else data[::-1]
         assert np.array_equal(run.sum((1, 2, 3), dtype=int), expected.sum((1, 2, 3), dtype=int))
+
+
+def test_a_tubelet_is_labelled_where_the_sign_moves() -> None:
+    """A sign of 24 pixels in the middle of a patch, that jumps to another after four frames."""
+    places = np.array([(24, 24, 24)] * 4 + [(56, 8, 24)] * 12, np.float32)
+    one = clips.Clips(np.zeros((1, 1024, 64, 3), np.uint8), np.array([5]), places[None])
+    cells = clips.tubelets(one).reshape(8, 4, 4)
+    assert set(cells.ravel()) == {5, clips.BACKGROUND}
+    # It reaches four pixels beyond its patch: a quarter of those beside it, too little of corners.
+    cross = [[0, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    corner = [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert np.array_equal(cells == 5, np.array([cross] * 2 + [corner] * 6))
 
 
 def test_a_folder_written_is_the_clip_read(tmp_path: Path) -> None:
     (folder,) = clips.write(tmp_path, [7])
-    frames, label = clips.render(7)
+    frames, label, _ = clips.render(7)
     assert clips.label_of(folder.name) == label
     assert np.array_equal(clip.load(folder, 16, 64), frames)
 
 
 def test_npz_and_mjpeg_are_clips_too(tmp_path: Path) -> None:
-    frames, _ = clips.render(7)
+    frames, *_ = clips.render(7)
     np.savez(tmp_path / "a.npz", frames=frames)
     assert np.array_equal(clip.load(tmp_path / "a.npz", 16, 64), frames)
     stream = io.BytesIO()
@@ -137,7 +151,7 @@ def test_a_source_without_clips_is_said(tmp_path: Path, name: str) -> None:
 
 
 def test_models_look_at_its_frames_in_a_column() -> None:
-    frames, _ = clips.render(2)
+    frames, *_ = clips.render(2)
     shot = Shot(0, "2", frames).frame(content.clips(SIZE))
     column = content.VIEWS["watch"](SIZE)(shot)
     assert column.shape == (1024, 64, 3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,7 @@ from profiles.train import glyphs
 from profiles.train.photos import Photos, cache_dir
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 FRAMES, SIDE = 16, 64
 SHOWN = ("give way", "no entry", "parking")
 MOTIONS = ("left", "right", "up", "down", "nearer", "away")
@@ -35,8 +37,25 @@ BACKWARDS = np.array(
 SPRITE = 64
 
 
-def render(seed: int) -> tuple[U8, int]:
-    """One clip: its frames uint8 [16, 64, 64, 3] and its label."""
+PATCH, STEP = 16, 2
+"""Pixels and frames of a tubelet."""
+BACKGROUND = len(CLASSES)
+"""Label of a tubelet in which nothing moves."""
+
+
+@dataclass(frozen=True)
+class Clips(Photos):
+    """Clips as models look at them, and ``signs`` float32 [n, 16, 3]: where the moving one is.
+
+    ``frames`` is uint8 [n, 16 * 64, 64, 3]: a clip's frames below each other. ``signs`` holds the
+    centre (x, y) and the size, in pixels.
+    """
+
+    signs: F32
+
+
+def render(seed: int) -> tuple[U8, int, F32]:
+    """One clip: its frames uint8 [16, 64, 64, 3], its label, the sign's places [16, 3]."""
     rng = np.random.default_rng([9_221, seed])
     label = int(rng.integers(len(CLASSES)))
     motion, shown = divmod(label, len(SHOWN))
@@ -55,14 +74,15 @@ def render(seed: int) -> tuple[U8, int]:
         _paste(frames[place], sprite, x[place], y[place], sizes[place])
     frames *= rng.uniform(0.6, 1.2)
     frames += rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(rng.uniform(0, 5))
-    return frames.clip(0, 255).astype(np.uint8), label
+    places = np.stack((x, y, sizes), -1).astype(np.float32)
+    return frames.clip(0, 255).astype(np.uint8), label, places
 
 
 def write(directory: Path, seeds: Iterable[int]) -> list[Path]:
     """Render ``seeds`` into folders ``<seed>-<sign>-<motion>`` of PNG frames; returns these."""
     folders = []
     for seed in seeds:
-        frames, label = render(seed)
+        frames, label, _ = render(seed)
         folder = directory / f"{seed}-{slug(label)}"
         folder.mkdir(parents=True, exist_ok=True)
         for place, frame in enumerate(frames):
@@ -82,40 +102,60 @@ def label_of(name: str) -> int:
     return CLASSES.index(text.replace("-", ", ").replace("_", " "))
 
 
-def load(seeds: range) -> Photos:
-    """The clips of ``seeds``, frames below each other as models look at them.
-
-    ``frames`` is uint8 [n, 16 * 64, 64, 3]. Rendered once while the renderer gives the same pixels.
-    """
+def load(seeds: range) -> Clips:
+    """The clips of ``seeds``, rendered once for as long as the renderer gives the same pixels."""
     sample = b"".join(render(seed)[0].tobytes() for seed in seeds[:3])
     digest = hashlib.sha256(f"{seeds}".encode() + sample).hexdigest()
     stem = cache_dir() / f"clips-{digest[:16]}"
-    frames_path, labels_path = stem.with_suffix(".frames.npy"), stem.with_suffix(".labels.npy")
-    if not labels_path.exists():
+    frames_path, table_path = stem.with_suffix(".frames.npy"), stem.with_suffix(".npz")
+    if not table_path.exists():
         shape = (len(seeds), FRAMES * SIDE, SIDE, 3)
         store = np.lib.format.open_memmap(frames_path, mode="w+", dtype=np.uint8, shape=shape)
         labels = np.empty(len(seeds), np.int64)
+        places = np.empty((len(seeds), FRAMES, 3), np.float32)
         for place, seed in enumerate(tqdm(seeds, desc="render", mininterval=5)):
-            frames, labels[place] = render(seed)
+            frames, labels[place], places[place] = render(seed)
             store[place] = frames.reshape(shape[1:])
         store.flush()
-        np.save(labels_path, labels)
-    return Photos(cast(U8, np.load(frames_path, mmap_mode="r")), np.load(labels_path))
+        np.savez(table_path, labels=labels, signs=places)
+    table = np.load(table_path)
+    frames_ = cast(U8, np.load(frames_path, mmap_mode="r"))
+    return Clips(frames_, table["labels"], table["signs"])
 
 
-def augmented(frames: U8, labels: npt.NDArray[np.int64], rng: np.random.Generator) -> tuple[
-    U8, npt.NDArray[np.int64]
-]:  # fmt: skip
-    """A batch [b, 16 * 64, 64, 3] shifted by some pixels, and half of it run backwards."""
-    clips = np.array(frames).reshape(-1, FRAMES, SIDE, SIDE, 3)
-    labels = labels.copy()
-    for place in range(len(clips)):
-        shift = rng.integers(-5, 6, 2)
-        clips[place] = np.roll(clips[place], shift, (1, 2))
+def augmented(clips: Clips, rng: np.random.Generator) -> Clips:
+    """A copy, every clip shifted by some pixels, and about half of them run backwards."""
+    frames = np.array(clips.frames).reshape(-1, FRAMES, SIDE, SIDE, 3)
+    labels, places = clips.labels.copy(), clips.signs.copy()
+    for each in range(len(frames)):
+        down, right = rng.integers(-5, 6, 2)
+        frames[each] = np.roll(frames[each], (down, right), (1, 2))
+        places[each] += (right, down, 0)
         if rng.random() < 0.5:
-            clips[place] = clips[place, ::-1].copy()
-            labels[place] = BACKWARDS[labels[place]]
-    return clips.reshape(frames.shape), labels
+            frames[each] = frames[each, ::-1].copy()
+            labels[each] = BACKWARDS[labels[each]]
+            places[each] = places[each, ::-1].copy()
+    return Clips(frames.reshape(clips.frames.shape), labels, places)
+
+
+def tubelets(clips: Clips) -> npt.NDArray[np.int64]:
+    """Labels [n, 8 * 16]: the clip's where the sign covers a fifth of the tubelet, BACKGROUND else.
+
+    As in the sign classifier's training, that teaches where to look.
+    """
+    x, y, size = np.moveaxis(clips.signs.reshape(-1, FRAMES // STEP, STEP, 3).mean(2), -1, 0)
+    edges = np.arange(SIDE // PATCH) * PATCH
+
+    def covered(centre: F32) -> F32:
+        """Pixels of each row or column of patches that the sign reaches over [n, 8, 4]."""
+        low, high = (centre - size / 2)[..., None], (centre + size / 2)[..., None]
+        return np.asarray(
+            (np.minimum(edges + PATCH, high) - np.maximum(edges, low)).clip(0), np.float32
+        )
+
+    share = covered(y)[..., :, None] * covered(x)[..., None, :] / PATCH**2
+    labels = np.where(share >= 0.2, clips.labels[:, None, None, None], BACKGROUND)
+    return labels.reshape(len(clips.labels), -1).astype(np.int64)
 
 
 def _path(

@@ -17,8 +17,9 @@ from profiles.train.job import Job, Stage
 from profiles.train.loop import Recipe, Tick, fit
 from profiles.train.patchwork import to_patches
 from profiles.train.publish import PROFILES, digest, hardware
+from profiles.train.vit_signs import Student
 from server.models.checkpoint import save_weights
-from server.models.vit import VisionTransformer, ViTConfig
+from server.models.vit import ViTConfig
 
 SEEDS = signs.TRAINING[:6_000]
 CHOOSING = signs.CALIBRATION[:500]
@@ -32,26 +33,30 @@ VIT = ViTConfig(
 
 
 def train_vit(job: Job) -> None:
-    """The classifier, on clips shifted and half of them run backwards."""
+    """The classifier and what every tubelet shows, on clips shifted, half of them backwards."""
     torch.manual_seed(job.seed)
-    data, model = clips.load(SEEDS), VisionTransformer(VIT)
+    data, model = clips.load(SEEDS), Student(VIT)
+    weight = torch.ones(VIT.classes + 1)
+    weight[clips.BACKGROUND] = 0.1
 
     def loss(tick: Tick) -> tuple[Tensor, dict[str, float]]:
-        frames, labels = clips.augmented(
-            data.frames[tick.indices], data.labels[tick.indices], tick.rng
-        )
-        target = torch.from_numpy(labels)
-        logits = model(to_patches(frames)).logits
+        i = tick.indices
+        chosen = clips.Clips(data.frames[i], data.labels[i], data.signs[i])
+        batch = clips.augmented(chosen, tick.rng)
+        target, cells = (torch.from_numpy(a) for a in (batch.labels, clips.tubelets(batch)))
+        logits, each = model(to_patches(batch.frames), None)
         right = float((logits.argmax(1) == target).float().mean())
-        return F.cross_entropy(logits, target, label_smoothing=0.02), {"right": right}
+        dense = F.cross_entropy(each.flatten(0, 1), cells.flatten(), weight)
+        clip = F.cross_entropy(logits, target, label_smoothing=0.02)
+        return clip + dense, {"right": right, "cells": float(dense.detach())}
 
     recipe = Recipe(lr=2e-3, batch=48, warmup=0.08, ema=0.995)
     seconds = fit(
         model, loss, recipe, job.minutes(10), len(data), seed=job.seed, resume=job.resume,
         checkpoint=job.checkpoint("vit"), title="vit",
     )  # fmt: skip
-    save_weights(model, job.weights("vit"))
-    job.record("vit", seconds, chosen_on=evaluate.full(model, clips.load(CHOOSING)))
+    save_weights(model.vit, job.weights("vit"))
+    job.record("vit", seconds, chosen_on=evaluate.full(model.vit, clips.load(CHOOSING)))
 
 
 def make_profile(job: Job) -> None:
