@@ -73,28 +73,30 @@ class Text:
         self._norm = tables["norm"].astype(np.float32)
         self._eps = float(tables["eps"])
 
-    def ids(self, text: str) -> tuple[npt.NDArray[np.uint16], int]:
-        """Token ids uint16 [n], [CLS] first and [SEP] last, and how many word pieces `text` has.
+    def ids(self, text: str) -> npt.NDArray[np.uint16]:
+        """Token ids uint16 [n], [CLS] first and [SEP] last, of as much as the model reads."""
+        return self._cut(np.array(self._tokenizer.encode(text).ids, dtype=np.uint16))
 
-        As many as the model reads; the rest is cut off.
-        """
-        whole = np.array(self._tokenizer.encode(text).ids, dtype=np.uint16)
+    def _cut(self, whole: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
         most = len(self._places)
-        ids = whole if len(whole) <= most else np.append(whole[: most - 1], whole[-1])
-        return ids, len(whole) - ENDS
+        return whole if len(whole) <= most else np.append(whole[: most - 1], whole[-1])
 
     def __call__(self, frame: Frame) -> Seen:
         """Raises Refused where no word is known."""
-        ids, total = self.ids(frame.text)
-        read = len(ids) - ENDS
-        known = int((ids[1:-1] != UNKNOWN).sum())
-        if not known:
+        encoded = self._tokenizer.encode(frame.text)
+        whole = np.array(encoded.ids, dtype=np.uint16)
+        ids = self._cut(whole)
+        read, total = len(ids) - ENDS, len(whole) - ENDS
+        if (ids[1:-1] == UNKNOWN).all():
             raise Refused("bad", "none of its words is known: is it another language?")
         doubts = []
         if read < total:
             doubts.append(f"only the first {read} of {total} word pieces were read")
-        if known < read - known:
-            doubts.append(f"{read - known} of {read} word pieces are unknown")
+        # Of how many pieces each word is made; one that cannot be made of any counts as split.
+        pieces = np.bincount([word for word in encoded.word_ids[1 : read + 1] if word is not None])
+        strange = int((pieces > 1).sum() + (ids[1:-1] == UNKNOWN).sum())
+        if 2 * strange > len(pieces):
+            doubts.append(f"{strange} of {len(pieces)} words are not in its vocabulary")
         words = self._words[ids] * self._scales[ids, None]
 
         def tokens() -> F32:

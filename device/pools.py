@@ -2,7 +2,7 @@
 
 DIMEC-DC, section 4.4, and DIMEE, section 1.7 (Bajpai and Hanawal): a sample belongs to the pool
 whose mean embedding is nearest, and with adaptive pools the mean then takes the sample in (5).
-`Scores` is ours: it is given the embedding alone, too, and predicts what each tier would earn.
+`Scores` is ours: it is given the embedding alone, too, and has learned to tell the pools.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pools:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A hidden layer of `inner` [dim, k], `inner_b` [k] and one score per tier, `outer` [k, 3]."""
+    """A hidden layer of `inner` [dim, k], `inner_b` [k] and one score per pool, `outer` [k, 3]."""
 
     inner: F32
     inner_b: F32

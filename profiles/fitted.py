@@ -66,7 +66,9 @@ class Fitted:
 
     def serve(self, split: Split, sent: I64) -> Served:
         """Who answers samples ``sent`` to tiers."""
-        return _serve(split, sent, self.alpha, self.beta, self.layers, self.costs)
+        if self.beta is None:
+            return tiers.by_tier_early(split, sent, self.alpha, self.layers, self.costs)
+        return tiers.by_tier(split, sent, self.layers, self.costs)
 
 
 def fit(name: str, held: Held, layers: Layers, costs: Costs, seed: int = 0) -> Fitted:
@@ -77,7 +79,7 @@ def fit(name: str, held: Held, layers: Layers, costs: Costs, seed: int = 0) -> F
     else:
         alpha, made = pools.ee_choose(split, layers, costs)
     centres, counts = pools.means(split.embeddings, made)
-    learned = scores.train(split.embeddings, _rewards(split, alpha, beta, layers, costs), seed)
+    learned = scores.train(split.embeddings, made, seed)
     return Fitted(name, layers, costs, alpha, beta, made, centres, counts, learned)
 
 
@@ -92,22 +94,3 @@ def across(name: str, held: Held, layers: Layers, costs: Costs, seed: int = 0) -
         for how, told in out.items():
             told[here] = fitted.route(held.split.embeddings[here], how)
     return out
-
-
-def _rewards(split: Split, alpha: float, beta: float | None, layers: Layers, costs: Costs) -> F32:
-    """What each tier earns with each sample: the true label's probability less the cost, [n, 3]."""
-    columns = []
-    for tier in range(3):
-        sent = np.full(len(split), tier, np.int64)
-        served = _serve(split, sent, alpha, beta, layers, costs)
-        truth = split.truth[served.exit - 1, np.arange(len(split))]
-        columns.append(truth - costs.unit * served.cost)
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _serve(
-    split: Split, sent: I64, alpha: float, beta: float | None, layers: Layers, costs: Costs
-) -> Served:
-    if beta is None:
-        return tiers.by_tier_early(split, sent, alpha, layers, costs)
-    return tiers.by_tier(split, sent, layers, costs)

@@ -37,5 +37,5 @@ def look(directory: Path, texts: Sequence[str], labels: I64) -> Split:
         raise ConfigError(f"{directory} is no profile of text")
     frames = (Frame(row, str(row), text, 0.0) for row, text in enumerate(texts))
     embeddings = np.stack([seer(frame).embedding for frame in frames])
-    ids = [seer.ids(text)[0].astype(np.int64) for text in texts]
+    ids = [seer.ids(text).astype(np.int64) for text in texts]
     return Split(bert.probabilities(model, ids), labels, embeddings)

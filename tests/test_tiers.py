@@ -84,7 +84,7 @@ def converse(
 def by_torch(serving: Serving, strategy: Tiers, text: str) -> np.ndarray[Any, Any]:
     """Probabilities [exits, classes] of the whole model."""
     assert isinstance(strategy.front, Text)
-    ids = torch.from_numpy(strategy.front.ids(text)[0].astype(np.int64))[None]
+    ids = torch.from_numpy(strategy.front.ids(text).astype(np.int64))[None]
     with torch.inference_mode():
         return torch.cat(serving.model("bert", Bert)(ids)).softmax(-1).numpy()
 
@@ -186,7 +186,17 @@ def test_words_that_nobody_knows(profile: Profile, served: dict[str, Any], name:
         next(strategy.infer(sentence("фильм хороший 映画"), Plan(name)))
     got, _ = converse(strategy, served[name], "фильм good 映画", route="cloud")
     assert got.label is not None
-    assert got.degraded == "3 of 4 word pieces are unknown"
+    assert got.degraded == "3 of 4 words are not in its vocabulary"
+
+
+def test_words_in_pieces_are_words_that_it_does_not_know(
+    profile: Profile, served: dict[str, Any], name: str
+) -> None:
+    strategy = device(profile, name)
+    for text, doubt in (("good film", None), ("gab mid film", "2 of 3 words are not")):
+        got, _ = converse(strategy, served[name], text, route="edge")
+        assert (got.degraded or "")[: len(doubt or "")] == (doubt or "")
+        assert (got.degraded is None) == (doubt is None)
 
 
 def test_a_sentence_longer_than_the_model_reads(
@@ -203,7 +213,7 @@ def test_what_people_type_is_read_as_the_treebank_writes(profile: Profile) -> No
     front = device(profile, "dimec").front
     assert isinstance(front, Text)
     for typed, written in (("I don't like it", "i do n't like it"), ("Isn’t bad", "is n't bad")):
-        assert list(front.ids(typed)[0]) == list(front.ids(written)[0])
+        assert list(front.ids(typed)) == list(front.ids(written))
 
 
 # What a server refuses.

@@ -29,7 +29,7 @@ Ids = Sequence[Sequence[int] | I64]
 PAD, UNKNOWN = 0, 1
 BATCH = 128
 NOTES = 6
-DROPPED = 0.2
+DROPPED = 0.1
 """Share of the words that a training step does not show."""
 RECIPE = Recipe(lr=1e-3, batch=1, weight_decay=0.05, warmup=0.08, ema=0.995)
 
