@@ -115,9 +115,9 @@ def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
         whole = _sums(values, shrink) if shrink > 1 else values
         *_, height, width, _ = (1, *whole.shape)
         rows, columns = height // tall, width // wide
-        places = whole.reshape(rows, tall, columns, wide * features).transpose(0, 2, 1, 3)
-        places = places.reshape(rows * columns, -1).astype(np.float32, copy=False)
-        y = flat @ places.T
+        cells = whole.reshape(rows, tall, columns, wide * features).transpose(0, 2, 1, 3)
+        places = cells.reshape(rows * columns, -1).astype(np.float32, copy=False)
+        y: F32 = flat @ places.T
         y += bias[:, None]
         return y.reshape(channels, *((rows, columns) if len(sides) == 2 else (columns,)))
 

@@ -20,7 +20,7 @@ from server.models.deepcod import DeepCOD, DeepCODConfig, UpBlock
 
 STEP = 1.5
 """Distance between centres at the start, in the quantiser's units."""
-SPAN = 4.0
+SPAN = 8.0
 """Deviations of a feature that lie within [-1, 1]: few values leave the tanh's straight part."""
 CLEAR = 3.0
 """Deviations by which what enters the last ReLU is lifted, so that it passes it."""
@@ -146,15 +146,17 @@ def level(model: DeepCOD, x: Tensor, fresh: bool) -> None:
     first, blocks, last = _layers(model)
     shortcuts = [block.shortcut for block in blocks]
     linear: list[Any] = [first, *shortcuts, last]
+    model.train()
     for layer in linear:
         if is_parametrized(layer, "weight"):
+            for _ in range(30):
+                layer.weight  # noqa: B018 - each access is a power iteration
             plain = layer.parametrizations.weight.original
             model.gain.mul_(float(plain.norm() / layer.weight.norm()))
     # The encoder works on what `unit` scales, the decoder has to undo that.
     model.gain.mul_(model.config.kernel ** (model.config.dims / 2))
     ahead = shortcuts[-1] if blocks else first
-    for layer in (ahead, last):
-        assert layer.bias is not None
+    for layer in linear:
         layer.bias.zero_()
     seen: list[Tensor] = []
     last_relu: nn.Module = model.decoder[-3]
