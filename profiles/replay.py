@@ -197,24 +197,43 @@ class Oracle(Policy):
     def __init__(self, costs: Costs, slack: float = SLACK) -> None:
         super().__init__(costs)
         self._slack = slack
-        self._away = costs.remote[None, :, None] > 0
+        server = np.broadcast_to(costs.server[:, :, None], costs.size.shape)
+        away = np.broadcast_to(costs.remote[:, None], costs.size.shape)
+        tables = (costs.device, server, costs.size, costs.loss, away)
+        every = np.stack([each.reshape(-1) for each in tables], axis=1)
+        self._kept = undominated(every)
+        self._device, self._server, self._size, self._loss, self._away = every[self._kept].T
 
     def choose(self, now: float, uplink: Uplink, setting: Setting) -> Decision:
         """The best of what will happen."""
-        costs = self.costs
-        given = now + costs.device
-        left = uplink.finish(given, costs.size)
-        total = costs.device + costs.server[:, :, None]
-        total = total + np.where(self._away, left - given + setting.rtt, 0.0)
+        given = now + self._device
+        left = uplink.finish(given, self._size)
+        total = self._device + self._server
+        total += self._away * (left - given + setting.rtt)
         meets = total <= setting.requirement
+        among = total
         if meets.any():
-            loss = np.where(meets, costs.loss, np.inf)
-            total = np.where(loss > loss.min() + self._slack, np.inf, total)
-        alpha, split, coding = np.unravel_index(int(total.argmin()), total.shape)
-        at = (int(alpha), int(split), int(coding))
-        made = decision(costs, at, 0.0, 0.0)
-        link = float(total[at]) - made.device_ms - made.server_ms
+            loss = np.where(meets, self._loss, np.inf)
+            among = np.where(loss > loss.min() + self._slack, np.inf, total)
+        best = int(among.argmin())
+        at = np.unravel_index(int(self._kept[best]), self.costs.size.shape)
+        made = decision(self.costs, (int(at[0]), int(at[1]), int(at[2])), 0.0, 0.0)
+        link = float(total[best]) - made.device_ms - made.server_ms
         return replace(made, link_ms=link, meets=bool(meets.any()))
+
+
+def undominated(rows: F64, chunk: int = 128) -> npt.NDArray[np.int64]:
+    """The indices of `rows` [n, k] that no other row is at most equal to everywhere, less once.
+
+    Whatever the link, what costs no more of anything is never the worse choice.
+    """
+    kept = []
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk, None]
+        no_more, less = rows[None] <= part, rows[None] < part
+        worse = np.all(no_more, axis=2) & np.any(less, axis=2)
+        kept.append(start + np.flatnonzero(~worse.any(axis=1)))
+    return np.concatenate(kept)
 
 
 def decision(costs: Costs, at: tuple[int, int, int], rtt: float, slow: float) -> Decision:

@@ -98,6 +98,35 @@ def test_no_policy_does_better_than_the_oracle_on_a_frame(mbps: tuple[float, ...
         assert violations["ours"] <= violations["oracle"] + 0.05
 
 
+def test_only_what_is_beaten_everywhere_is_left_out() -> None:
+    rows = np.array([[1.0, 5.0], [2.0, 5.0], [5.0, 1.0], [3.0, 3.0], [5.0, 1.0]])
+    assert replaying.undominated(rows, chunk=2).tolist() == [0, 2, 3, 4]
+
+
+EXACT_ORACLE = Oracle(table(), slack=1e-9)
+
+
+@given(start=st.floats(0, 5000), requirement=st.floats(20, 400))
+def test_the_oracle_is_the_best_of_everything(start: float, requirement: float) -> None:
+    """Each configuration tried on the link."""
+    costs, uplink = EXACT_ORACLE.costs, steps(2.0, 0.0, 40.0, 0.4)
+    setting = Setting(20.0, requirement, 1000.0)
+    chosen = EXACT_ORACLE.choose(start, uplink, setting)
+    server = np.broadcast_to(costs.server[:, :, None], costs.size.shape)
+    total = costs.device + server
+    away = costs.remote > 0
+    sent = uplink.finish(start + costs.device, costs.size) - start - costs.device + 20.0
+    total = total + np.where(away[None, :, None], sent, 0.0)
+    assert chosen.total_ms == pytest.approx(float(total[chosen.at]))
+    assert chosen.meets == bool((total <= requirement).any())
+    if chosen.meets:
+        least = costs.loss[total <= requirement].min()
+        same = (total <= requirement) & (costs.loss <= least + 1e-9)
+        assert chosen.total_ms == pytest.approx(total[same].min())
+    else:
+        assert chosen.total_ms == pytest.approx(total.min())
+
+
 def test_what_was_given_up_is_finished_in_time_and_holds_up_the_link() -> None:
     """The link dies under a frame that was sent."""
     uplink = Uplink([0, 10, 2000, 4000], [8.0, 0.0, 8.0])
