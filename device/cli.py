@@ -39,7 +39,7 @@ class Settings:
     source: str = setting(
         "pictures or wav sounds: a folder, a file, a quoted pattern; of pictures also a video, "
         "camera:N, or - for JPEG or PNG pictures one after another on standard input; sentences, "
-        "one a line: a .txt or .tsv file, or - for standard input",
+        "one a line: a .txt or .tsv file, or - for standard input; clips: clips:DIR",
         required=True,
         metavar="SOURCE",
     )
