@@ -1,13 +1,13 @@
-"""What a device makes of a sample before it decides where to answer it: embedding and first tokens.
+"""What a device makes of a sample: its embedding, and if it stays here the model's first layers.
 
 Of a sentence, WordPiece by the tokenizers library and a lookup in numpy; of a picture, the model's
 patch embedding. The mean over a sample's words or patches is its embedding; the tokens, with their
-positions, are what the first layer is given if the sample stays here.
+positions, are what the first layer is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from common.errors import ConfigError, Refused
 from common.messages import Tensor
 from device import inference
 from device.bundle import Bundle
+from device.head import Head
 from device.strategy import Frame
 
 F32 = npt.NDArray[np.float32]
@@ -44,17 +45,24 @@ class Seen:
 
 
 class Front(Protocol):
-    """From a frame to what is seen of it."""
+    """From a frame to what is seen of it, and on through the layers that the device has."""
 
     def __call__(self, frame: Frame) -> Seen:
         """Raises Refused for a frame that nothing can be made of."""
+        ...
+
+    def layer(self, tokens: F32, place: int) -> F32:
+        """Tokens [n, dim] through layer `place`, counted from 1. Raises ConfigError."""
         ...
 
 
 class Text:
     """Sentences. `words` int8 [V, dim] times `scales` [V], `places` [S, dim], `norm` [2, dim]."""
 
-    def __init__(self, tables: Mapping[str, npt.NDArray[Any]], words: Path) -> None:
+    def __init__(
+        self, tables: Mapping[str, npt.NDArray[Any]], words: Path, layers: Sequence[Path]
+    ) -> None:
+        """Raises ConfigError: no tokenizers library, no tokenizer, no runtime, no such layer."""
         try:
             from tokenizers import Tokenizer
         except ImportError:
@@ -67,11 +75,16 @@ class Text:
         except Exception as error:  # the library's errors are plain Exceptions
             raise ConfigError(f"{words.name} is no tokenizer: {error}") from None
         self._tokenizer.no_truncation()
+        self._layers = [inference.load(layer, "tokens", "out") for layer in layers]
         self._words = tables["words"]
         self._scales = tables["scales"].astype(np.float32)
         self._places = tables["places"].astype(np.float32)
         self._norm = tables["norm"].astype(np.float32)
         self._eps = float(tables["eps"])
+
+    def layer(self, tokens: F32, place: int) -> F32:
+        """Through one layer."""
+        return self._layers[place - 1](tokens)
 
     def ids(self, text: str) -> npt.NDArray[np.uint16]:
         """Token ids uint16 [n], [CLS] first and [SEP] last, of as much as the model reads."""
@@ -111,34 +124,39 @@ class Text:
 
 
 class Picture:
-    """Pictures. `first` [1, dim] is the class token, `places` [N, dim] the patches' positions."""
+    """Pictures, by the layers of a vision transformer that merge nothing."""
 
-    def __init__(
-        self, tables: Mapping[str, npt.NDArray[Any]], embed: inference.Model, quality: int
-    ) -> None:
-        self._first = tables["first"].astype(np.float32)
-        self._places = tables["places"].astype(np.float32)
-        self._embed = embed
+    def __init__(self, head: Head, quality: int) -> None:
+        self._head = head
         self._quality = quality
 
     def __call__(self, frame: Frame) -> Seen:
-        patches = self._embed(frame.pixels)
+        """Tokens have their positions already, the same ones in every picture."""
+        pixels = frame.pixels
+        tokens = self._head.run(pixels, [])[0]
         return Seen(
-            patches.mean(0),
-            lambda: np.concatenate((self._first, patches + self._places)),
-            lambda: {"frame": encode(frame.pixels, "jpeg", quality=self._quality)},
+            tokens[1:].mean(0),  # the class token is no patch
+            lambda: tokens,
+            lambda: {"frame": encode(pixels, "jpeg", quality=self._quality)},
         )
+
+    def layer(self, tokens: F32, place: int) -> F32:
+        """Through one layer."""
+        return self._head.go_on(tokens, np.ones(len(tokens), np.float32), [0], place - 1)[0]
 
 
 def load(bundle: Bundle, params: Mapping[str, Any]) -> Front:
     """The front that a strategy's `params` name files for.
 
-    `front`: its tables; `words`: the tokenizer of text; `embed`: the embedding of pictures, which
-    are sent at JPEG `quality`. Raises ConfigError, or Unavailable without the files.
+    Of text: `front`, its tables, `words`, its tokenizer, `blocks`, its layers. Of pictures, which
+    are sent at JPEG `quality`: `embed`, `blocks`, `last` and the `weights` they point into.
+    Raises ConfigError, or Unavailable without the files.
     """
+    blocks = [bundle.path(name) for name in params["blocks"]]
+    if "words" not in params:
+        bundle.path(params["weights"])  # the graphs hold none
+        head = Head(bundle.path(params["embed"]), blocks, bundle.path(params["last"]))
+        return Picture(head, int(params.get("quality", 75)))
     with np.load(bundle.path(params["front"])) as held:
         tables = {name: held[name] for name in held.files}
-    if "words" in params:
-        return Text(tables, bundle.path(params["words"]))
-    embed = inference.load(bundle.path(params["embed"]), "frame", "embedding")
-    return Picture(tables, embed, int(params.get("quality", 75)))
+    return Text(tables, bundle.path(params["words"]), blocks)

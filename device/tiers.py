@@ -16,10 +16,9 @@ import numpy.typing as npt
 from common.codec import encode
 from common.errors import ConfigError, Refused, Unavailable
 from common.messages import Query, Tensor
-from device import front, inference, pools
+from device import front, pools
 from device.bundle import Bundle
 from device.front import Front, Seen
-from device.inference import Model
 from device.params import Param, from_profile
 from device.pools import MOBILE, TIERS, Kept, Pools, Scores
 from device.strategy import Answer, Conversation, Frame, Plan
@@ -70,7 +69,7 @@ class Tiers:
     name: str
     classes: tuple[str, ...]
     front: Front
-    layers: tuple[Model, ...]
+    layers: int
     exits: Exits
     started: Pools
     scores: Scores | None
@@ -112,9 +111,9 @@ class Tiers:
 
     def _here(self, seen: Seen, params: Mapping[str, Any]) -> Answer:
         tokens = seen.tokens()
-        for place, layer in enumerate(self.layers, start=1):
-            tokens = layer(tokens)
-            if place == len(self.layers) or self.early:
+        for place in range(1, self.layers + 1):
+            tokens = self.front.layer(tokens, place)
+            if place == self.layers or self.early:
                 row = self.exits(tokens, place)
                 if self.early and row.max() >= params["alpha"]:
                     break
@@ -124,8 +123,8 @@ class Tiers:
 
     def _through(self, seen: Seen) -> F32:
         tokens = seen.tokens()
-        for layer in self.layers:
-            tokens = layer(tokens)
+        for place in range(1, self.layers + 1):
+            tokens = self.front.layer(tokens, place)
         return tokens
 
     def _sent(self, seen: Seen, tokens: F32 | None) -> Mapping[str, Tensor]:
@@ -137,8 +136,8 @@ class Tiers:
 def load(name: str, params: Mapping[str, Param], bundle: Bundle, *, early: bool) -> Tiers:
     """The strategy `name`, with its profile's files; of its parameters the profile sets also
 
-    `mobile`, how many layers the device has, `layer-1` and so on, their files, `exits` and
-    `tiers`, the files of classifiers and pools, and what `front.load` names.
+    `mobile`, how many layers the device has, `exits` and `tiers`, the files of classifiers and
+    pools, and what `front.load` names.
 
     Raises ConfigError without a runtime or a fitting profile, Unavailable without the files.
     """
@@ -149,12 +148,8 @@ def load(name: str, params: Mapping[str, Param], bundle: Bundle, *, early: bool)
         weights, biases = (held[key].astype(np.float32) for key in ("weights", "biases"))
         exits = Exits(weights, biases, norms, float(held["eps"]))
     count = int(given["mobile"])
-    if not 0 < count <= len(exits.weights):
+    if not 0 < count <= min(len(exits.weights), len(given["blocks"])):
         raise ConfigError(f"profile {manifest.name!r}: {name!r} has no exit behind layer {count}")
-    layers = tuple(
-        inference.load(bundle.path(given[f"layer-{place}"]), "tokens", "out")
-        for place in range(1, count + 1)
-    )
     started, scores = pools.load(bundle.path(given["tiers"]))
     held_open: list[Kept] = []
 
@@ -164,7 +159,7 @@ def load(name: str, params: Mapping[str, Param], bundle: Bundle, *, early: bool)
         return held_open[0]
 
     return Tiers(
-        name, manifest.classes, front.load(bundle, given), layers, exits, started, scores, kept,
+        name, manifest.classes, front.load(bundle, given), count, exits, started, scores, kept,
         from_profile(params, given), early,
     )  # fmt: skip
 

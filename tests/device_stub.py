@@ -185,8 +185,8 @@ def manifest(files: dict[str, bytes], name: str = "shades", **strategies: Any) -
             "blocks": ["weights/block.onnx"], "last": "weights/last.onnx", "tokens": 16, "split": 1,
         }  # fmt: skip
         offered["df"] = {"filter": "device/df.onnx", "r": 0.25}
-    if "device/front.npz" in files:
-        offered |= dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED)
+    if "device/exits.npz" in files:
+        offered |= tiers_stub.offered(offered["janus"])
     if "device/deepcod-1.npz" in files:
         rates = [{"npz": "device/deepcod-1.npz"}]
         offered["deepcod"] = {"rate": 1, "points": [{"name": "input", "rates": rates}]}

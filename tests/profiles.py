@@ -44,8 +44,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     },
     "deepcod": codecs.PARAMS,
     "offload": offloads.PARAMS,
-    **dict.fromkeys(tiers_stub.NAMES, tiers_stub.SHARED),
 }
+STRATEGIES |= tiers_stub.offered(STRATEGIES["janus"])
 
 
 def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
@@ -60,7 +60,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
     files += [*codecs.FILES, *(f"device/{name}" for name in offloads.FILES)]
-    for name, data in tiers_stub.files((SIDE // PATCH) ** 2, 16).items():
+    for name, data in tiers_stub.files(16).items():
         (root / name).write_bytes(data)
         files.append(name)
     janus = STRATEGIES["janus"]

@@ -70,12 +70,12 @@ def tiny_text(directory: Path, seed: int = 0) -> Profile:
         "made": {},
     }
     (root / "profile.json").write_text(json.dumps(document))
-    layers = {f"layer-{place}": layer_file(place) for place in range(1, MOBILE + 1)}
+    layers = [layer_file(place) for place in range(1, MOBILE + 1)]
     params = {
         "mobile": MOBILE, "edge": EDGE, "front": FRONT, "words": WORDS, "exits": EXITS,
-        "tiers": "device/pools.npz", **layers,
+        "tiers": "device/pools.npz", "blocks": layers,
     }  # fmt: skip
-    files = (FRONT, EXITS, WORDS, "device/pools.npz", *layers.values())
+    files = (FRONT, EXITS, WORDS, "device/pools.npz", *layers)
     amend(
         root, models={"bert": (out / "bert.safetensors", asdict(MODEL))},
         strategies={"dimec": params, "dimee": {**params, "alpha": 0.9}},

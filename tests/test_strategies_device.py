@@ -38,7 +38,7 @@ FILES = {
     "device/local.onnx": local_model(),
     "device/deepcod-1.npz": encoder_file(),
     **computing_models(),
-    **tiers_stub.files((SIDE // PATCH) ** 2, 3 * PATCH**2),
+    **tiers_stub.files(3 * PATCH**2),
 }
 TOTAL = (SIDE // PATCH) ** 2
 FIRST = ("sample", "low")

@@ -107,7 +107,7 @@ def make_profile(job: Job) -> None:
         name: {
             "mobile": layers.mobile, "edge": layers.edge, "front": FRONT, "words": WORDS,
             "exits": EXITS,
-            **{f"layer-{place}": layer_file(place) for place in range(1, layers.mobile + 1)},
+            "blocks": [layer_file(place) for place in range(1, layers.mobile + 1)],
         }
         for name, layers in LAYERS.items()
     }  # fmt: skip
