@@ -58,9 +58,12 @@ def tiny_speech(directory: Path, seed: int = 0) -> Path:
     """Make the profile "tiny-speech" in `directory` / "tiny-speech" and return that path."""
     import torch
 
+    from common import book
     from profiles.amend import amend
-    from profiles.export_recogniser import recogniser_onnx
+    from profiles.export_deepcod import numpy_file
+    from profiles.export_recogniser import recogniser_onnx, stages
     from server.models.checkpoint import save_weights
+    from server.models.deepcod import Rates, RatesConfig
     from server.models.recogniser import Recogniser, RecogniserConfig
 
     root, made = directory / "tiny-speech", directory / "made"
@@ -71,8 +74,27 @@ def tiny_speech(directory: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = Recogniser(config).eval()
         torch.nn.init.normal_(model.head.weight, std=3.0)  # so that sounds differ in class
+        codec = {"channels": 4, "kernel": 4, "levels": 4, "widths": (8, 4, 4)}
+        sizes = ({"size": (FRAMES,), "inputs": BANDS}, {"size": (FRAMES,), "inputs": 8})
+        points = ("input", "block-1")
+        codecs = RatesConfig(tuple({**codec, **size} for size in sizes), points)
+        rates = Rates(codecs)
+        symbols = torch.randint(0, 4, (20, 4, FRAMES // 4)).numpy().astype(np.uint8)
     save_weights(model, made / "recogniser.safetensors")
+    save_weights(rates, made / "deepcod.safetensors")
     recogniser_onnx(model, FRAMES, made / "local.onnx")
+    (stage,) = stages(model, FRAMES, made / "stage", 1)
+    for point in points:
+        coded = book.trained(symbols, 4)
+        numpy_file(rates.codec(1, point), coded, made / f"{point}.npz", frames=point == "input")
+    offered = {
+        "backbone": "recogniser",
+        "points": [
+            {"name": "input", "rates": [{"npz": "device/input.npz"}]},
+            {"name": "block-1", "rates": [{"npz": "device/block-1.npz"}],
+             "stage": {kind: f"device/{path.name}" for kind, path in stage.items()}},
+        ],
+    }  # fmt: skip
     document: dict[str, Any] = {
         "format": FORMAT,
         "name": "tiny-speech",
@@ -87,8 +109,23 @@ def tiny_speech(directory: Path, seed: int = 0) -> Path:
     (root / "profile.json").write_text(json.dumps(document))
     amend(
         root,
-        models={"recogniser": (made / "recogniser.safetensors", asdict(config))},
-        strategies={"raw": {"codec": "zstd"}, "local": {"file": "device/local.onnx"}},
-        files={"device/local.onnx": made / "local.onnx"},
+        models={
+            "recogniser": (made / "recogniser.safetensors", asdict(config)),
+            "deepcod": (made / "deepcod.safetensors", asdict(codecs)),
+        },
+        strategies={
+            "raw": {"codec": "zstd"},
+            "local": {"file": "device/local.onnx"},
+            "deepcod": offered,
+        },
+        files={
+            f"device/{name}": made / name
+            for name in (
+                "local.onnx",
+                "input.npz",
+                "block-1.npz",
+                *(p.name for p in stage.values()),
+            )
+        },
     )
     return root

@@ -63,7 +63,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 RAW = ({"form": "frame"}, {"form": "samples"}, {"form": "mulaw"})
-REMOTE = [("raw", params) for params in RAW]
+CODED = ({"point": "input"}, {"point": "block-1"})
+REMOTE = [*(("raw", params) for params in RAW), *(("deepcod", params) for params in CODED)]
 
 
 @pytest.mark.parametrize(("name", "params"), REMOTE)
@@ -234,6 +235,34 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "5.wav").write_bytes(wav(tone(0.02, 700), bits=8))
     (directory / "6.wav").write_bytes(wav(np.zeros(800, np.float32)))
     return directory
+
+
+def test_codes_are_far_smaller_than_features(address: str, sounds: Path) -> None:
+    def sent(strategy: str, **settings: object) -> float:
+        answers = pair.stream(address, sounds, strategy, settings)
+        return sum(answer["bytes_up"] for answer in answers) / len(answers)
+
+    deep = sent("deepcod", point="block-3", rate=1)
+    assert deep < sent("deepcod", point="input", rate=1) < sent("raw") / 4
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+@pytest.mark.parametrize("point", ["input", "block-3"])
+def test_the_profiles_runtimes_agree(point: str, runtime: str) -> None:
+    profile = load("digits")
+    present = {file.path for file in profile.manifest.files}
+    bundle = Bundle(profile.manifest, profile.directory, present)
+    device = registry.load("device.strategies", "deepcod").create(bundle)
+    server = strategies(Serving(profile), ["deepcod"])["deepcod"]
+    different = []
+    for seed in range(8):
+        symbols = []
+        for each in ("numpy", runtime):
+            plan = Plan("deepcod", {"point": point, "rate": 1, "runtime": each})
+            query = next(device.infer(Frame(0, "0", chirp(seed), 0.0), plan))
+            symbols.append(server.prepare(query, NOTHING).arrays["symbols"])
+        different.append((symbols[0] != symbols[1]).mean())
+    assert np.mean(different) <= 0.005
 
 
 @pytest.mark.parametrize("strategy", sorted(MANIFEST.strategies))

@@ -21,17 +21,16 @@ from server.models.recogniser import Recogniser, RecogniserConfig
 
 SERVED = RecogniserConfig(len(CLASSES), BANDS)
 LOCAL = RecogniserConfig(len(CLASSES), BANDS, widths=(12, 16, 20, 24), kernel=3)
-INPUT = DeepCODConfig((FRAMES,), BANDS, channels=16, kernel=8, levels=9, widths=(48, 32, 24, 24))
-BEHIND = DeepCODConfig((FRAMES // 4,), SERVED.widths[2], channels=12, kernel=4, levels=15,
-                       widths=(48, 48, 48))  # fmt: skip
+INPUT = DeepCODConfig((FRAMES,), BANDS, channels=16, kernel=8, levels=9, widths=(32, 24, 16, 16))
+BEHIND = DeepCODConfig((FRAMES // 4,), SERVED.widths[2], channels=10, kernel=4, levels=15,
+                       widths=(32, 32, 32))  # fmt: skip
 """Codecs of the features, and of what lies before the last block."""
 NAME = "digits"
 DEEPCOD = deepcod_stage.Plan(
     (
         Aim("input", INPUT, 40, 1.0),
-        Aim("input", replace(INPUT, channels=24, levels=19), 60, 1.0, Weights(rate=0.2)),
-        Aim("block-3", BEHIND, 9, 1.0, Weights(rate=0.15)),
-        Aim("block-3", BEHIND, 12, 1.0, Weights(rate=0.15)),
+        Aim("input", replace(INPUT, channels=20, levels=15), 50, 1.0, Weights(rate=0.2)),
+        Aim("block-3", BEHIND, 6.5, 1.0, Weights(rate=0.15)),
     ),
     backbone="recogniser",
 )  # fmt: skip

@@ -27,7 +27,7 @@ class RecogniserConfig:
 
     classes: int
     bands: int = 32
-    widths: tuple[int, ...] = (40, 48, 64, 80)
+    widths: tuple[int, ...] = (32, 40, 48, 64)
     kernel: int = 5
 
     def __post_init__(self) -> None:
