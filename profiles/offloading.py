@@ -40,7 +40,7 @@ from device.strategy import Frame, Pixels
 from profiles.amend import amend
 from profiles.baselines import BATCH, Params, grid, trials
 from profiles.export_tail import tail_onnx
-from profiles.train import digits
+from profiles.train import autoencoder, digits
 from profiles.train.deepcod import to_signal
 from profiles.train.photos import Photos, load, split_off
 from server.models.autoencoder import AutoEncoder
@@ -223,10 +223,12 @@ def base_of(profile: Profile) -> Params:
     deepcod = profile.manifest.params("deepcod")
     points = deepcod.get("points", ())
     stages = [point["stage"]["onnx"] for point in points if "stage" in point]
-    own = profile.manifest.strategies.get(NAME, {})
-    given = {"autoencoder": own.get("autoencoder"), "weights": deepcod.get("weights")}
-    return {"method": "lossy", "backbone": deepcod["backbone"], "stages": stages,
-            **{key: value for key, value in given.items() if value is not None}}  # fmt: skip
+    made: Params = {"method": "lossy", "backbone": deepcod["backbone"], "stages": stages}
+    if "weights" in deepcod:
+        made["weights"] = deepcod["weights"]
+    if autoencoder.FILE in {file.path for file in profile.manifest.files}:
+        made["autoencoder"] = autoencoder.FILE
+    return made
 
 
 def backbone_of(profile: Profile) -> tuple[nn.Module, Path]:

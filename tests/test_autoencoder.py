@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from common.profile import load
 from device import inference
-from profiles.train.autoencoder import encoder_onnx, fidelity, train
+from profiles.train import publish
+from profiles.train.autoencoder import FILE, encoder_onnx, fidelity, stage, train
 from profiles.train.deepcod import to_signal
+from profiles.train.job import Job
 from profiles.train.loop import Budget
+from profiles.train.photos import Photos
 from server.models.autoencoder import AutoEncoder, AutoEncoderConfig
 from server.models.checkpoint import load_model, save_weights
+from tests.profiles import tiny
 
 SMALL = AutoEncoderConfig((32, 32), 4, 6, (8, 8), (8, 8, 4), (1, 1))
 
@@ -59,3 +64,17 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
     for wrong in ({"size": (30, 32)}, {"size": (32, 32), "levels": 1}):
         with pytest.raises(ValueError, match="multiples of 8"):
             AutoEncoderConfig(**wrong)
+
+
+def test_the_stage_adds_it_to_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tiny(tmp_path)
+    monkeypatch.setattr(publish, "PROFILES", tmp_path)
+    frames = np.repeat(np.repeat(pictures(4), 2, 1), 2, 2)
+    job = Job((), tmp_path / "out", 0, Budget(steps=2), False)
+    (tmp_path / "out").mkdir()
+    config = AutoEncoderConfig((64, 64), 4, 6, (8, 8), (8, 8, 4), (1, 1))
+    stage(job, "tiny", config, frames, Photos(frames, np.zeros(4, np.int64)))
+    profile = load(root)
+    assert profile.models["autoencoder"].config["channels"] == 4
+    assert FILE in {file.path for file in profile.manifest.files}
+    assert profile.made["autoencoder"]["psnr"] > 0

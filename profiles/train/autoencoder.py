@@ -32,6 +32,7 @@ RATE = 0.006
 """What a bit of a symbol may cost of the mean square error, of pictures in [-1, 1]."""
 STEP = 1.0
 """Distance between centres at the start."""
+FILE = "device/autoencoder.onnx"
 FRAME, SIGNAL = "frame", "signal"
 
 
@@ -110,7 +111,10 @@ def fidelity(model: AutoEncoder, frames: U8, batch: int = 25) -> float:
 
 
 def stage(job: Job, name: str, config: AutoEncoderConfig, frames: U8, held: Photos) -> None:
-    """Train on `frames`, measure on `held`, and add the model and its encoder to profile `name`."""
+    """Train on `frames`, measure on `held`, and add the model and its encoder to profile `name`.
+
+    `profiles.offloading` makes the strategy that takes them.
+    """
     model, seconds = train(
         config, frames, job.checkpoint("autoencoder"), job.minutes(20), job.seed, job.resume
     )
@@ -123,7 +127,6 @@ def stage(job: Job, name: str, config: AutoEncoderConfig, frames: U8, held: Phot
     amend.amend(
         publish.PROFILES / name,
         models={"autoencoder": (job.weights("autoencoder"), asdict(config))},
-        strategies={"offload": {"autoencoder": "device/autoencoder.onnx"}},
-        files={"device/autoencoder.onnx": file},
+        files={FILE: file},
         made={"autoencoder": job.recorded("autoencoder")},
     )

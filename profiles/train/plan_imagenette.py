@@ -16,6 +16,7 @@ from profiles import amend
 from profiles.export import local_onnx
 from profiles.train import (
     augment,
+    autoencoder,
     computing,
     deepcod_stage,
     evaluate,
@@ -34,6 +35,7 @@ from profiles.train.deepcod_stage import Aim, Plan
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
 from profiles.train.photos import IMAGENETTE, Photos, load, split_off
+from server.models.autoencoder import AutoEncoderConfig
 from server.models.checkpoint import save_weights
 from server.models.cnn import CnnConfig
 from server.models.deepcod import DeepCODConfig
@@ -55,6 +57,7 @@ DF = {"r": 0.4, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 
 """DF's settings, chosen on photographs held out."""
 CNN = CnnConfig(len(CLASSES), (48, 96, 192, 160), depths=(1, 2, 1, 1), shrink=2)
 """The backbone of DeepCOD: the teacher's first layers and a narrower last stage, 2.8 MB."""
+AUTOENCODER = AutoEncoderConfig((224, 224))
 STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
@@ -64,13 +67,13 @@ _BLOCK3 = DeepCODConfig((14, 14), 96, 48, 2, 33, widths=(64, 64))
 _BLOCK4 = DeepCODConfig((7, 7), 192, 32, 1, 25, widths=(64,))
 DEEPCOD = Plan(
     (
-        Aim("input", _INPUT, 900, 3.8),
-        Aim("input", replace(_INPUT, levels=57), 1700, 1.7, after=True),
-        Aim("input", replace(_INPUT, levels=97), 3000, 1.2, after=True),
-        Aim("block-1", _BLOCK1, 900, 0.7),
-        Aim("block-2", _BLOCK1, 700, 0.6),
-        Aim("block-3", _BLOCK3, 500, 1.1),
-        Aim("block-4", _BLOCK4, 350, 0.8),
+        Aim("input", _INPUT, 900, 6),
+        Aim("input", replace(_INPUT, levels=57), 1700, 4, after=True),
+        Aim("input", replace(_INPUT, levels=97), 3000, 2.5, after=True),
+        Aim("block-1", _BLOCK1, 900, 1.5),
+        Aim("block-2", _BLOCK1, 700, 1.5),
+        Aim("block-3", _BLOCK3, 500, 2),
+        Aim("block-4", _BLOCK4, 350, 1.2),
     ),
     backbone="cnn", flip=True, default=("input", 2),
 )  # fmt: skip
@@ -198,6 +201,12 @@ def train_cnn(job: Job) -> None:
     )  # fmt: skip
 
 
+def train_autoencoder(job: Job) -> None:
+    """Offload-AE+, which DeepCOD is compared with."""
+    photos, held = _split(job)
+    autoencoder.stage(job, "imagenette", AUTOENCODER, photos.frames, held)
+
+
 def train_deepcod(job: Job) -> None:
     """DeepCOD's codecs before the published CNN."""
     photos, held = _split(job)
@@ -291,5 +300,6 @@ STAGES: dict[str, Stage] = {
     "df": train_df,
     "mbc": train_mbc,
     "cnn": train_cnn,
+    "autoencoder": train_autoencoder,
     "deepcod": train_deepcod,
 }
