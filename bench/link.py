@@ -192,7 +192,8 @@ class End(asyncio.Protocol):
             if self._due[0][0] < math.inf:
                 self._timer = self._loop.call_later(self._due[0][0] - now, self._deliver)
         elif self._ended and self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # it is gone, and nobody told us yet
+                self.transport.write_eof()
 
     def _read_on(self) -> None:
         """Read while the queue has room and the other side takes what comes."""

@@ -242,7 +242,7 @@ def draw_pools(study: Study, path: Path) -> None:
     flat, means = (embeddings - centre) @ axes_.T, (study.made.centres - centre) @ axes_.T
     figure = Figure(figsize=(6, 4.8), layout="constrained")
     axes: Any = figure.add_subplot()
-    rows = np.random.default_rng(0).permutation(len(flat))[:1500]
+    rows = np.random.default_rng(0).permutation(len(flat))[:600]
     for pool, colour in enumerate(("tab:green", "tab:blue", "tab:red")):
         part = flat[rows[study.made.pools[rows] == pool]]
         axes.plot(*part.T, ".", color=colour, markersize=3, alpha=0.5, label=POOLS[pool])
