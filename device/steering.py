@@ -7,7 +7,8 @@ Three things beyond the paper's harmonic mean, each kept because it won in repla
 - A plan that leaves it that time is given up when only that time is left (`patience`), and the
   device finishes the frame (`finishing`): a wrong forecast costs no violation.
 - A device that sends nothing learns nothing. What is expected of a link that was slow doubles every
-  DOUBLE ms until it is what the profiled link has, so that it is tried again, little first.
+  DOUBLE ms: to what the profiled link has, and after a long silence beyond. So it is tried again,
+  little first.
 
 Milliseconds and bytes throughout; `now` is an argument.
 """
@@ -29,10 +30,16 @@ SLACK = 0.06
 merged costs, 0.1 points of ViT-L@384 by ToMe's published figures."""
 STEP = 0.002
 """Alpha's, a fifth of the paper's: a device that must answer alone uses all the time it has."""
-TRANSFERS = 20
-DOUBLE = 600.0
+TRANSFERS = 5
+DOUBLE = 1200.0
+FRESH = 4.0
+"""Times DOUBLE for which a link that was as fast as profiled is taken to stay as it was."""
+ARRIVED = 0.7
+"""Of what was given up so much is taken to have arrived."""
+LIMIT = 16.0
+"""Doublings at most: no link is faster."""
 RUNS = 5
-"""Runs whose median tells the device's load; and the server's, of which the least is its speed."""
+"""Runs whose median tells the load of the device and of the server."""
 LEVELS = (("fp16", "jpeg-90"), ("int8", "jpeg-75"), ("int8", "jpeg-50"))
 """How tokens are sent, and frames: the better the level, the more bytes."""
 LOSS = {"fp16": 0.0, "int8": 0.03, "jpeg-90": 0.0, "jpeg-75": 0.03, "jpeg-50": 0.1}
@@ -60,8 +67,10 @@ class Steering:
     def decide(self, now: float, requirement: float, rtt: float) -> Decision:
         """The configuration of the frame that begins at `now`, in ms as predicted."""
         rate = self._rates[-1] if self._rates else self.prior
+        quiet = (now - self._seen) / DOUBLE
         if rate < self.prior:
-            rate = min(self.prior, rate * 2.0 ** ((now - self._seen) / DOUBLE))
+            rate = min(self.prior, rate * 2.0**quiet)
+        rate *= 2.0 ** min(max(0.0, quiet - FRESH), LIMIT)
         chosen = self._at(rate, requirement, rtt)
         if self._sends(chosen) and not self._hedged(chosen, requirement):
             chosen = self._at(min(rate, min(self._rates, default=rate)), requirement, rtt)
@@ -102,8 +111,8 @@ class Steering:
         self._seen = now
 
     def gave_up(self, now: float, size: float, waited: float) -> None:
-        """So long after `size` bytes were sent their answer was not back: they take longer."""
-        self.answered(now, size, waited)
+        """So long after `size` bytes were sent their answer was not back."""
+        self.answered(now, ARRIVED * size, waited)
 
     def framed(self, chosen: Decision, size: float) -> None:
         """A frame sent whole took `size` bytes: others are taken to differ from profiled alike."""

@@ -200,9 +200,9 @@ class Oracle(Policy):
         server = np.broadcast_to(costs.server[:, :, None], costs.size.shape)
         away = np.broadcast_to(costs.remote[:, None], costs.size.shape)
         tables = (costs.device, server, costs.size, costs.loss, away)
-        every = np.stack([each.reshape(-1) for each in tables], axis=1)
-        self._kept = undominated(every)
-        self._device, self._server, self._size, self._loss, self._away = every[self._kept].T
+        self._device, self._server, self._size, self._loss, self._away = (
+            each.reshape(-1) for each in tables
+        )
 
     def choose(self, now: float, uplink: Uplink, setting: Setting) -> Decision:
         """The best of what will happen."""
@@ -216,24 +216,10 @@ class Oracle(Policy):
             loss = np.where(meets, self._loss, np.inf)
             among = np.where(loss > loss.min() + self._slack, np.inf, total)
         best = int(among.argmin())
-        at = np.unravel_index(int(self._kept[best]), self.costs.size.shape)
+        at = np.unravel_index(best, self.costs.size.shape)
         made = decision(self.costs, (int(at[0]), int(at[1]), int(at[2])), 0.0, 0.0)
         link = float(total[best]) - made.device_ms - made.server_ms
         return replace(made, link_ms=link, meets=bool(meets.any()))
-
-
-def undominated(rows: F64, chunk: int = 128) -> npt.NDArray[np.int64]:
-    """The indices of `rows` [n, k] that no other row is at most equal to everywhere, less once.
-
-    Whatever the link, what costs no more of anything is never the worse choice.
-    """
-    kept = []
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk, None]
-        no_more, less = rows[None] <= part, rows[None] < part
-        worse = np.all(no_more, axis=2) & np.any(less, axis=2)
-        kept.append(start + np.flatnonzero(~worse.any(axis=1)))
-    return np.concatenate(kept)
 
 
 def decision(costs: Costs, at: tuple[int, int, int], rtt: float, slow: float) -> Decision:

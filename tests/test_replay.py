@@ -98,11 +98,6 @@ def test_no_policy_does_better_than_the_oracle_on_a_frame(mbps: tuple[float, ...
         assert violations["ours"] <= violations["oracle"] + 0.05
 
 
-def test_only_what_is_beaten_everywhere_is_left_out() -> None:
-    rows = np.array([[1.0, 5.0], [2.0, 5.0], [5.0, 1.0], [3.0, 3.0], [5.0, 1.0]])
-    assert replaying.undominated(rows, chunk=2).tolist() == [0, 2, 3, 4]
-
-
 EXACT_ORACLE = Oracle(table(), slack=1e-9)
 
 
