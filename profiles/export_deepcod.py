@@ -104,7 +104,7 @@ def stages_onnx(cnn: Cnn, weights: Path, size: tuple[int, int], count: int) -> l
 
     The first takes `values` uint8 [1, *size, 3], each other the `map` of the one before.
     """
-    shapes = _shapes(cnn, size)
+    shapes = shapes_of(cnn, size)
     made = []
     for number in range(count):
         g, x = Pointing(cnn, weights), INPUT
@@ -131,7 +131,7 @@ def stages(
 
 def stages_tflite(cnn: Cnn, stem: Path, size: tuple[int, int], count: int) -> list[Path]:
     """The same as TFLite, which holds its weights itself: STEM1.tflite, STEM2.tflite, ..."""
-    shapes = _shapes(cnn, size)
+    shapes = shapes_of(cnn, size)
     made = []
     for number in range(count):
         made.append(Path(f"{stem}{number + 1}.tflite"))
@@ -139,7 +139,7 @@ def stages_tflite(cnn: Cnn, stem: Path, size: tuple[int, int], count: int) -> li
     return made
 
 
-def _shapes(cnn: Cnn, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+def shapes_of(cnn: Cnn, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """Of what lies at each point, with a batch of one, features last."""
     height, width = (side // cnn.config.shrink for side in size)
     a, b, c, _ = cnn.config.widths

@@ -241,13 +241,15 @@ def backbone_of(profile: Profile) -> tuple[nn.Module, Path]:
 
 
 def tail(profile: Profile, stages: int) -> Path | None:
-    """Write what a device needs to run the whole model alone; None if it is no CNN, or not all of
-    its stages are there.
+    """Write what a device needs, behind its `stages`, to run the whole model alone.
+
+    None if that is no CNN, or there are no stages.
     """
     model, weights = backbone_of(profile)
-    if not isinstance(model, Cnn) or stages < len(model.points) - 1:
+    if not isinstance(model, Cnn) or not stages:
         return None
-    return tail_onnx(model, weights, (profile.manifest.input.height, profile.manifest.input.width))
+    size = profile.manifest.input
+    return tail_onnx(model, weights, (size.height, size.width), stages)
 
 
 def chosen(

@@ -146,11 +146,13 @@ def test_what_the_profile_has_not_is_refused(pair: Pair) -> None:
         assert refused.value.code == "bad"
 
 
-def test_the_whole_model_runs_on_the_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_the_whole_model_runs_on_the_device(tmp_path: Path, count: int) -> None:
     root = tiny(tmp_path)
     cnn = Pair(load(root)).cnn
     weights = root / "weights" / "cnn.safetensors"
-    made = [*stages_onnx(cnn, weights, (64, 64), 4), tail_onnx(cnn, weights, (64, 64))]
+    size = (64, 64)
+    made = [*stages_onnx(cnn, weights, size, count), tail_onnx(cnn, weights, size, count)]
     files = {f"weights/{path.name}": path for path in (*made, weights)}
     *stages, tail = list(files)[:-1]
     own = {"stages": stages, "tail": tail, "method": "device"}
