@@ -65,9 +65,9 @@ _INPUT = DeepCODConfig((112, 112), 3, 48, 8, 33, widths=(48, 32, 16, 8))
 _BLOCK3 = DeepCODConfig((14, 14), 96, 48, 2, 33, widths=(64, 64))
 DEEPCOD = Plan(
     (
-        Aim("input", _INPUT, 900, 7),
-        Aim("input", replace(_INPUT, levels=57), 1700, 5, after=True),
-        Aim("block-3", _BLOCK3, 500, 3),
+        Aim("input", _INPUT, 900, 6),
+        Aim("input", replace(_INPUT, levels=57), 1700, 4, after=True),
+        Aim("block-3", _BLOCK3, 500, 2),
     ),
     backbone="cnn", flip=True, default=("input", 2),
 )  # fmt: skip
