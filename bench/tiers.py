@@ -26,7 +26,7 @@ from common.profile import Profile
 from profiles.pools import Costs
 
 PARTS = ("tables", "links")
-COUNT = 200
+COUNT = 100
 """Samples on a shaped link; an open one takes them all."""
 QUICK = 20
 
