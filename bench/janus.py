@@ -151,7 +151,9 @@ def simulated(options: argparse.Namespace) -> list[Row]:
         traces = {name: traces[name] for name in sorted(first.values())}
     if options.only:
         traces = {n: t for n, t in traces.items() if scenarios.scenario(n) in options.only}
-    names = sorted({scenarios.MODELS[task] for task in ("image", *options.tasks)}, reverse=True)
+    names = list(dict.fromkeys(scenarios.MODELS[task] for task in ("image", *options.tasks)))
+    if options.docs is not None:
+        names.append("vit_b_224")  # to be read beside the others
     found = machines.load(options.machines, names)
     made = scenarios.worlds(found, options.tasks)
     print(f"{machines.table(found)}\n\nfactors: {factors(made[0])}\n", flush=True)

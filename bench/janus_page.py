@@ -115,8 +115,8 @@ def plot7(rows: Sequence[Row], task: str, path: Path) -> None:
         place.set_xticks(range(len(found)), [group for group, _ in found], rotation=20)
         place.set_ylabel(label)
         if key == "accuracy":
-            low = min(at[name][key] for _, at in found for name in names)
-            place.set_ylim(low - 0.2, None)
+            values = [at[name][key] for _, at in found for name in names]
+            place.set_ylim(min(values) - 0.2, max(values) + 0.2)
         if key == "deviation":
             place.set_yscale("log")
     axes.flat[0].legend(fontsize="small")

@@ -21,7 +21,7 @@ MACHINES = {
         "device": Machine(TOKENS, tuple(0.25 * n + 2 for n in TOKENS), (0.1,) * 6, 30.0, 1.0),
         "server": Machine(TOKENS, tuple(0.4 * n + 1 for n in TOKENS), (0.1,) * 6, 20.0, 1.0),
     }
-    for name in ("vit_l_384", "vit_l_clip")
+    for name in ("vit_l_384", "vit_l_clip", "vit_b_224")
 }
 
 
