@@ -14,6 +14,7 @@ import torch
 
 from profiles import amend
 from profiles.export import local_onnx
+from profiles.pools import Costs, Layers
 from profiles.train import (
     augment,
     autoencoder,
@@ -24,6 +25,7 @@ from profiles.train import (
     light,
     local,
     mae,
+    photo_exits,
     publish,
     slim,
     superres,
@@ -58,6 +60,10 @@ DF = {"r": 0.4, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 
 CNN = CnnConfig(len(CLASSES), (48, 96, 192, 160), depths=(1, 2, 1, 1), shrink=2)
 """The backbone of DeepCOD: the teacher's first layers and a narrower last stage, 2.8 MB."""
 AUTOENCODER = AutoEncoderConfig((224, 224))
+TIERS, COSTS = Layers(2, 3, 6), Costs(gamma=6.0)
+"""Of DIMEC-DC and DIMEE: a third and half of the layers, as with BERT-base; a charge per layer."""
+SEEN = 500
+"""Photographs that the exits learn from: two small layers each, on a model that stays as it is."""
 STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
@@ -208,6 +214,13 @@ def train_deepcod(job: Job) -> None:
     deepcod_stage.stage(job, "imagenette", DEEPCOD, photos.frames, held)
 
 
+def train_exits(job: Job) -> None:
+    """Exits for the published classifier, and DIMEC-DC and DIMEE with them."""
+    photos, held = _split(job)
+    some = np.linspace(0, len(photos) - 1, min(SEEN, len(photos))).astype(np.int64)
+    photo_exits.stage(job, "imagenette", photos.take(some), held, TIERS, COSTS, quality=75)
+
+
 def add_po(job: Job) -> None:
     """PO: the first layers of the published classifier, for the device."""
     computing.po(job, "imagenette")
@@ -297,4 +310,5 @@ STAGES: dict[str, Stage] = {
     "cnn": train_cnn,
     "autoencoder": train_autoencoder,
     "deepcod": train_deepcod,
+    "exits": train_exits,
 }

@@ -10,9 +10,10 @@ import numpy as np
 
 from profiles import fitted, pools
 from profiles.amend import amend
-from profiles.fitted import DC, DYNAMIC, FIXED, SCORES, Fitted, Held
+from profiles.fitted import DC, DYNAMIC, EE, FIXED, SCORES, Fitted, Held
 from profiles.pools import F32, I64, Costs, Layers, Split
 
+NAMES = (DC, EE)
 CARTOGRAPHY = "cartography.npz"
 """In a profile's directory: mean and spread of the validation split, for the tables."""
 

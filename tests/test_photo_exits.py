@@ -1,0 +1,91 @@
+"""Exits for a finished vision transformer: trained, published, and served by three tiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import profile as profiles
+from common import registry
+from device.bundle import Bundle
+from device.strategy import Frame, Plan
+from profiles.pools import Costs, Layers
+from profiles.train import photo_exits, publish
+from profiles.train.job import Job
+from profiles.train.patchwork import to_patches
+from profiles.train.photos import Photos
+from server.memory import NOTHING
+from server.models.exits import Exits
+from server.serving import Serving, strategies
+from tests.profiles import CLASSES, SIDE, tiny
+
+LAYERS = Layers(1, 2, 2)
+
+
+def photos(count: int, seed: int) -> Photos:
+    """Pictures whose class their brightness tells."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(CLASSES), count)
+    noise = rng.integers(0, 40, (count, SIDE, SIDE, 3))
+    return Photos((60 * labels[:, None, None, None] + noise).astype(np.uint8), labels)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> profiles.Profile:
+    root = tmp_path_factory.mktemp("profiles")
+    directory = tiny(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "PROFILES", root)
+        job = Job((), root / "out", 0, None, False)
+        (root / "out").mkdir()
+        photo_exits.stage(job, "tiny", photos(100, 1), photos(60, 2), LAYERS, Costs(gamma=2.0), 95)
+    return profiles.load(directory)
+
+
+def test_exits_learn_and_are_noted_after_every_epoch() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 900)
+    tokens = torch.randn(3, 900, 8) * 0.5
+    tokens[1, range(900), torch.from_numpy(labels)] += 3  # layer two tells, layer one does not
+    exits, notes = photo_exits.train(tokens[:, :800], labels[:800], tokens[:, 800:], 0)
+    assert (exits.config.layers, len(notes)) == (2, photo_exits.EPOCHS)
+    right = [(note.argmax(-1) == labels[800:]).mean(1) for note in notes]
+    assert right[-1][1] > 0.9 > 0.6 > right[-1][0]
+    assert notes[-1][1].max(1).mean() > notes[0][1].max(1).mean()
+    np.testing.assert_allclose(notes[-1].sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dimec", "dimee"])
+def test_device_and_server_answer_by_the_exits_that_were_trained(
+    made: profiles.Profile, name: str
+) -> None:
+    present = {file.path for file in made.manifest.files}
+    bundle = Bundle(made.manifest, made.directory, present)
+    device = registry.load("device.strategies", name).create(bundle)
+    serving = Serving(made)
+    server = strategies(serving, [name])[name]
+    vit, exits = serving.classifier, serving.model("exits", Exits)
+    for index, pixels in enumerate(photos(4, 3).frames):
+        frame = Frame(index, str(index), pixels, 0.0)
+        with torch.inference_mode():
+            x = vit.blocks[0](vit.embed(to_patches(pixels[None])))
+            first = exits(x, 1).softmax(-1)[0].numpy()
+            last = vit.forward_head(vit.blocks[1](x)).softmax(-1)[0].numpy()
+        with pytest.raises(StopIteration) as stop:
+            next(device.infer(frame, Plan(name, {"route": "mobile"})))
+        told = dict(stop.value.value.top)
+        np.testing.assert_allclose([told[label] for label in CLASSES], first, atol=2e-3)
+        for send, close in (("hidden", 5e-3), ("input", 0.2)):  # a JPEG is not the picture
+            query = next(device.infer(frame, Plan(name, {"route": "cloud", "send": send})))
+            (outcome,) = server.forward([server.prepare(query, NOTHING)])
+            np.testing.assert_allclose(outcome.probabilities, last, atol=close)
+
+
+def test_the_profile_says_what_was_chosen(made: profiles.Profile, tmp_path: Path) -> None:
+    assert made.made["exits"]["frames"] == 100
+    assert made.manifest.params("dimec")["blocks"] == ["weights/vit-block1.onnx"]
+    assert 0.25 <= made.manifest.params("dimee")["alpha"] <= 1
+    assert sum(made.made["dimec"]["pools"]) == pytest.approx(1, abs=1e-3)
