@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 from common.errors import ConfigError
@@ -156,7 +156,8 @@ class Steering:
 
 
 def _recent(values: Iterable[float]) -> float:
-    return median(values)
+    # Of two the lower: the first run opens sessions, which is no load.
+    return median_low(values)
 
 
 def of_profile(latency: Mapping[str, Any], layers: int, tokens: int, prior: float) -> Steering:

@@ -94,9 +94,10 @@ def test_without_a_deadline_the_frame_is_sent_and_waited_for(
 def test_what_was_measured_is_heard(strategy: janus.Janus, profile: Profile) -> None:
     steering = strategy.steering
     assert steering is not None
-    asked = strategy.infer(frame(profile), Plan("janus", AUTO, link=FAST))
-    result = served(profile, next(asked))
-    finished(asked, replace(result, server_ms=900.0, queue_ms=890.0))
+    for _ in range(2):
+        asked = strategy.infer(frame(profile), Plan("janus", AUTO, link=FAST))
+        result = served(profile, next(asked))
+        finished(asked, replace(result, server_ms=900.0, queue_ms=890.0))
     assert steering.queue > 0
     assert steering.speed > 1
     with pytest.raises(StopIteration) as stop:
