@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import link, pair, points, points_page
-from bench.amot import subset
 from bench.pair import Row
 from bench.points import Config
 from common import profile as profiles
@@ -56,6 +55,17 @@ def frames_of(source: Path, profile: Profile) -> tuple[list[Path], list[str | No
     return found, [profile.manifest.classes[int(m[1])] if m else None for m in named]
 
 
+def subset(source: Path, profile: Profile, count: int, scratch: Path) -> Path:
+    """A folder with links to `count` evenly spaced files of `source`, or to all it has."""
+    found, _ = frames_of(source, profile)
+    for index in range(min(count, len(found))):
+        path = found[index * len(found) // min(count, len(found))]
+        place = scratch / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path.resolve())
+    return scratch
+
+
 def measure(
     profile: Profile, source: Path, configs: Sequence[Config], rows: list[Row], path: Path | None
 ) -> None:
@@ -84,7 +94,7 @@ def measure(
                 if (config.name, name, min(SHAPED, len(frames))) in known:
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
-                    few = subset(source, SHAPED, Path(scratch)) if len(frames) > SHAPED else source
+                    few = subset(source, profile, SHAPED, Path(scratch))
                     marks = frames_of(few, profile)[1]
                     with link.running(address, link.Shape(mbps, rtt)) as shaped_address:
                         row = run(shaped_address, few, config, marks) | names
@@ -202,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             source = test_set(pair.extracted(options.data, options.split), profile, Path(scratch))
             count = options.frames or (QUICK if options.quick else None)
             if count is not None:
-                source = subset(source, count, Path(scratch) / "few")
+                source = subset(source, profile, count, Path(scratch) / "few")
             configs = points.configurations(profile.manifest, options.quick)
             measure(profile, source, configs, rows, options.json)
             if not any(row["method"] == "encoding" for row in rows):

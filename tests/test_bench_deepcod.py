@@ -176,3 +176,6 @@ def test_sounds_are_told_by_their_names(tmp_path: Path) -> None:
     files, truths = deepcod.frames_of(folder, profile)
     assert [path.name for path in files] == ["3_jackson_0.wav", "7_theo_4.wav"]
     assert truths == ["three", "seven"]
+    (tmp_path / "few").mkdir()
+    few = deepcod.subset(folder, profile, 1, tmp_path / "few")
+    assert [path.name for path in few.iterdir()] == ["3_jackson_0.wav"]
