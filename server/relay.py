@@ -36,8 +36,8 @@ PATIENCE: Final = 30.0
 """Seconds that the cloud may take over a query without a deadline."""
 RUNS: Final = 9
 """Own answers whose median tells how long the next one takes."""
-OVERHEAD: Final = 0.01
-"""Seconds beyond that and the half of it again that an own answer is given."""
+SPARE: Final = 0.1
+"""Share of the time left that is kept for an own answer beyond one and a half times that."""
 
 
 class Peer(Protocol):
@@ -72,12 +72,13 @@ class Passage:
     """One query on its way to the cloud and back. Times in seconds on `time.monotonic`.
 
     `job`: what the edge itself made of the query already, if it went that way. `left`: where round
-    one is. `done` is called once: with `result`, or with `refused`.
+    one is. `back`: seconds of a round trip to the device, which the deadline left out. `done` is
+    called once: with `result`, or with `refused`.
     """
 
     __slots__ = (
-        "arrived", "deadline", "done", "era", "job", "left", "pending", "query", "refused",
-        "result",
+        "arrived", "back", "deadline", "done", "era", "job", "left", "pending", "query",
+        "refused", "result",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +90,7 @@ class Passage:
         deadline: float = inf,
         job: Job | None = None,
         left: Left | None = None,
+        back: float = 0.0,
     ) -> None:
         self.query = query
         self.done = done
@@ -96,6 +98,7 @@ class Passage:
         self.deadline = deadline
         self.job = job
         self.left = left
+        self.back = back
         self.era = 0
         self.pending: Pending | None = None
         self.result: Result | None = None
@@ -205,11 +208,12 @@ class Relay:
             return PATIENCE
         if passage.query.strategy not in self.held or passage.left is not None:
             return min(left, PATIENCE)
-        if passage.job is not None and passage.job.outcome is not None:
-            return min(left - OVERHEAD, PATIENCE)
+        left -= passage.back
         own = left / 2
-        if runs := self._own.get(passage.query.strategy):
-            own = min(own, 1.5 * sorted(runs)[len(runs) // 2] + OVERHEAD)
+        if passage.job is not None and passage.job.outcome is not None:
+            own = SPARE * left
+        elif runs := self._own.get(passage.query.strategy):
+            own = min(own, 1.5 * sorted(runs)[len(runs) // 2] + SPARE * left)
         return min(left - own, PATIENCE)
 
     def _refusal(self, passage: Passage, share: float) -> Refused | None:

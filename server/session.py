@@ -143,9 +143,7 @@ class Session:
         if relay is not None:
             left = recalled.value if isinstance(recalled.value, Left) else None
             if left is not None or (not query.memory and relay.wanted(query)):
-                self._pass_on(
-                    Passage(query, self._passed, arrived=now, deadline=deadline, left=left)
-                )
+                self._pass_on(query, now, deadline, left=left)
                 return
         job = Job(query, self._done, arrived=now, deadline=deadline, source=self, recalled=recalled)
         self._jobs[query.id] = job
@@ -207,12 +205,23 @@ class Session:
         elif relay is None or query.memory:  # of round two the cloud would know nothing
             self._alone(query, "no cloud is behind this server", job.arrived, job)
         else:
-            since, until = job.arrived, job.deadline
-            self._pass_on(Passage(query, self._passed, arrived=since, deadline=until, job=job))
+            self._pass_on(query, job.arrived, job.deadline, job=job)
 
-    def _pass_on(self, passage: Passage) -> None:
+    def _pass_on(
+        self,
+        query: Query,
+        arrived: float,
+        deadline: float,
+        job: Job | None = None,
+        left: Left | None = None,
+    ) -> None:
         assert self._service.relay is not None
-        self._passages[passage.query.id] = passage
+        tcp = self._channel.tcp
+        passage = Passage(
+            query, self._passed, arrived=arrived, deadline=deadline, job=job, left=left,
+            back=0.0 if tcp is None else tcp.rtt or 0.0,
+        )  # fmt: skip
+        self._passages[query.id] = passage
         self._service.relay.submit(passage)
 
     def _passed(self, passage: Passage) -> None:

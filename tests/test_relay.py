@@ -20,8 +20,9 @@ from common.codec import decode
 from common.errors import Refused, Unavailable
 from common.messages import Query, Tensor, Welcome
 from common.pending import OnReply
+from server.executor import Job
 from server.metrics import Metrics
-from server.relay import HOPS, OVERHEAD, PATIENCE, Left, Passage, Relay, client
+from server.relay import HOPS, PATIENCE, Left, Passage, Relay, client
 from server.strategy import EDGE, TIER, Memory, Outcome, PassOn, Work
 from tests.proxy import Proxy
 from tests.serving import WAIT, Running, Scripted, query, running, soon
@@ -406,8 +407,8 @@ def test_a_cloud_lost_amid_a_query_is_answered_for_within_the_deadline(trouble: 
             await device.ask(query(1), deadline=WAIT)
             proxy.stall()
             asks = [
-                asyncio.create_task(device.ask(cloud_ask(5), deadline=1.0)),
-                asyncio.create_task(device.ask(query(6, "onward"), deadline=1.0)),
+                asyncio.create_task(device.ask(cloud_ask(5), deadline=3.0)),
+                asyncio.create_task(device.ask(query(6, "onward"), deadline=3.0)),
             ]
             await soon(lambda: relay.pending == 2)
             if trouble == "cut":
@@ -592,7 +593,8 @@ def test_time_is_kept_for_an_answer_of_ones_own() -> None:
     assert share(relay, 1.0) == pytest.approx(0.5, abs=0.01)  # nothing known yet
     for seconds in (0.1, 0.08, 9.0):
         relay.note_own("scripted", seconds)
-    assert share(relay, 1.0) == pytest.approx(1 - 0.15 - OVERHEAD, abs=0.01)
+    assert share(relay, 1.0) == pytest.approx(1 - 0.15 - 0.1, abs=0.01)
+    assert share(relay, 1.0, back=0.3) == pytest.approx(0.7 - 0.15 - 0.07, abs=0.01)
     assert share(relay, 0.1) == pytest.approx(0.05, abs=0.01)  # never more than half
     assert share(relay, 0.02) == "expired"  # less than a round trip is left
     assert share(relay, -1.0) == "expired"
@@ -607,6 +609,14 @@ def test_all_the_time_is_the_clouds_where_there_is_no_other_answer() -> None:
     assert share(relay, 1.0, left=Left(7, 0)) == "forgotten"
     relay.on_state(False, "gone")
     assert share(relay, 1.0, left=Left(7, 1)) == "forgotten"
+
+
+def test_an_answer_that_is_there_already_needs_little_time() -> None:
+    relay = relayed(Recorded(), "scripted")
+    job = Job(query(), lambda job: None, arrived=0.0)
+    assert share(relay, 1.0, job=job) == pytest.approx(0.5, abs=0.01)
+    job.outcome = Outcome(np.zeros(2, np.float32))
+    assert share(relay, 1.0, job=job) == pytest.approx(0.9, abs=0.01)
 
 
 def test_hops_are_bounded() -> None:
