@@ -34,6 +34,11 @@ class Head:
         """How many blocks there are."""
         return len(self._blocks)
 
+    def open(self) -> None:
+        """Open every part. Raises ConfigError for one that cannot be loaded."""
+        self._block(self.layers - 1)
+        _ = self._final
+
     def run(self, pixels: Pixels, merges: Sequence[int]) -> tuple[F32, F32]:
         """Tokens [n, d] and their sizes [n] after len(merges) blocks, the i-th merging so many.
 

@@ -139,6 +139,13 @@ def test_a_link_that_fails_leaves_the_device_to_finish(
     assert answer.chosen["split"] == 0
 
 
+def test_every_part_is_open_before_a_frame_is_sent(strategy: janus.Janus, profile: Profile) -> None:
+    """Opening takes longer than running: a frame that was given up could not be finished."""
+    asked = strategy.infer(frame(profile), Plan("janus", AUTO, 1000.0, link=FAST))
+    assert next(asked).step == "frame"
+    assert len(strategy.head._open) == strategy.head.layers
+
+
 def test_what_a_failed_split_finishes_is_what_the_server_would_have(
     strategy: janus.Janus, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ class Janus:
         steering, layers = self.steering, self.head.layers
         if steering is None:
             raise ConfigError("split=auto needs latencies: ./run measure PROFILE")
+        self.head.open()  # once: to finish a frame in time, no part may be missing
         began = time.monotonic() * 1e3
         spent = began - frame.captured * 1e3
         # As the pipeline does, something is left for what comes after the answer.
