@@ -12,11 +12,12 @@ from common import profile, registry
 from device.bundle import Bundle
 from device.strategy import Frame
 from device.strategy import Plan as FramePlan
-from profiles.train import deepcod, deepcod_stage, principal, publish
+from profiles.train import deepcod, deepcod_stage, principal, publish, slim
 from profiles.train.deepcod_stage import Aim, Plan
 from profiles.train.job import Job
 from profiles.train.loop import Budget, Tick
 from profiles.train.photos import Photos
+from profiles.train.teacher import Teacher
 from server.memory import NOTHING
 from server.models.cnn import Cnn, CnnConfig
 from server.models.deepcod import DeepCOD, DeepCODConfig, Rates, UpBlock, constrain, settle
@@ -147,6 +148,23 @@ def test_a_rate_starts_from_the_one_before(tmp_path: Path) -> None:
     assert torch.equal(model.encoder.weight, first.encoder.weight)
     assert torch.equal(model.decoder[0].weight, first.decoder[0].weight)  # type: ignore[arg-type]
     assert principal.entropy(model.encode(x), CONFIG.levels) / 8 == pytest.approx(20, rel=0.05)
+
+
+def test_a_slim_cnn_starts_as_its_teacher_where_shapes_agree() -> None:
+    """And what it was cut to is the same network: `before` and `behind` any point."""
+    teacher = Teacher(4).eval()
+    config = CnnConfig(4, (48, 96, 192, 16), depths=(1, 2, 1, 1), shrink=2)
+    model = slim.start(config, teacher).eval()
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = teacher.layers(torch.nn.functional.avg_pool2d(pictures, 2))
+        for point, layer in (("block-1", 0), ("block-2", 1), ("block-3", 2)):
+            assert torch.equal(model.before(pictures, point), wanted[layer])
+        assert not torch.equal(model.head.weight, teacher.head.weight[:, :16])
+        logits = model(pictures)[0]
+        for point in model.points:
+            again = model.behind(model.before(pictures, point), point)[-1]
+            torch.testing.assert_close(again, logits)
 
 
 def test_a_stage_makes_a_profile_that_serves_it(
