@@ -48,6 +48,11 @@ def configurations(manifest: Manifest) -> Iterator[tuple[str, str, Mapping[str, 
         for rate, _ in enumerate(point["rates"], start=1):
             name = point["name"]
             yield f"deepcod, {name}, rate {rate}", "deepcod", {"point": name, "rate": rate}
+    behind = manifest.strategies.get("offload", {}).get("settings", {}).get("input", {})
+    for method, settings in behind.items():
+        for rate, _ in enumerate(settings, start=1):
+            name = f"offload, {method}, input, rate {rate}"
+            yield name, "offload", {"method": method, "point": "input", "rate": rate}
     yield "local", "local", {}
 
 
