@@ -60,8 +60,9 @@ DF = {"r": 0.4, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 
 CNN = CnnConfig(len(CLASSES), (48, 96, 192, 160), depths=(1, 2, 1, 1), shrink=2)
 """The backbone of DeepCOD: the teacher's first layers and a narrower last stage, 2.8 MB."""
 AUTOENCODER = AutoEncoderConfig((224, 224))
-TIERS, COSTS = Layers(2, 3, 6), Costs(gamma=6.0)
-"""Of DIMEC-DC and DIMEE: a third and half of the layers, as with BERT-base; a charge per layer."""
+TIERS, COSTS = Layers(2, 3, 6), Costs(gamma=6.0, unit=0.01)
+"""Of DIMEC-DC and DIMEE: a third and half of the layers, as with BERT-base; a charge per layer.
+With the usual unit of lambda depth would pay for nearly every photograph."""
 SEEN = 500
 """Photographs that the exits learn from: two small layers each, on a model that stays as it is."""
 STORED = 2_400
