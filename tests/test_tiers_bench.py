@@ -117,7 +117,7 @@ def test_a_dearer_cost_is_fitted_anew(study: Study) -> None:
     shown = tiertables.variation_table(found).splitlines()
     assert shown[0] == "| cost | rule | x 1 | x 3 |"
     assert len(shown) == 2 + len(tiertables.VARIED) * 3
-    assert tiertables.chosen(study).startswith("m 1, n 2, l 4; alpha 0.")
+    assert tiertables.chosen(study).startswith("m 1, n 2, l 4; alpha ")
 
 
 def test_the_pools_are_drawn(study: Study, tmp_path: Path) -> None:
