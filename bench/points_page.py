@@ -20,7 +20,7 @@ def by_point(rows: Sequence[Row], manifest: Manifest) -> str:
     whole = _whole(rows)
     lines = ["| point | method | coding | bytes | of raw floats | network at 450 Mbps | top-1 |",
              "|---|---|---|---:|---:|---:|---:|"]  # fmt: skip
-    for point in dict.fromkeys(row["point"] for row in _loopback(rows)):
+    for point in sorted({row["point"] for row in _loopback(rows)}, key=lambda p: (p != INPUT, p)):
         raw = raw_bytes(manifest, point)
         for method in METHODS:
             for row in _chosen(rows, method, point):
