@@ -243,4 +243,4 @@ def test_nothing_is_unpickled_and_garbage_is_told(
             load_model(tmp_path / name, "vit", VIT)
     assert capsys.readouterr().out == ""
     with pytest.raises(ConfigError, match="unknown kind"):
-        load_model(tmp_path / "garbage.pth", "bert", VIT)
+        load_model(tmp_path / "garbage.pth", "oracle", VIT)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from profiles import amend
+from profiles import amend, export_janus
 from profiles.export import local_onnx
 from profiles.pools import Costs, Layers
 from profiles.train import (
@@ -222,6 +222,11 @@ def train_exits(job: Job) -> None:
     photo_exits.stage(job, "imagenette", photos.take(some), held, TIERS, COSTS, quality=75)
 
 
+def add_janus(job: Job) -> None:
+    """Janus: the graphs of the published classifier's layers, for the device."""
+    export_janus.publish(publish.PROFILES / "imagenette")
+
+
 def add_po(job: Job) -> None:
     """PO: the first layers of the published classifier, for the device."""
     computing.po(job, "imagenette")
@@ -311,5 +316,6 @@ STAGES: dict[str, Stage] = {
     "cnn": train_cnn,
     "autoencoder": train_autoencoder,
     "deepcod": train_deepcod,
+    "janus": add_janus,
     "exits": train_exits,
 }
