@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from common import profile as profiles_of
+from profiles.pools import Layers
 from profiles.train import plan_imagenette, plan_signs, publish, teach
 from profiles.train.__main__ import main
 from profiles.train.photos import IMAGENETTE
 from server.models.checkpoint import load_model
 
 MAE = {"dim": 16, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
-VIT = {"dim": 16, "depth": 2, "heads": 2, "stem_width": 4, "mixers": 1}
+VIT = {"dim": 16, "depth": 3, "heads": 2, "stem_width": 4, "mixers": 1}
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # What one step of training leaves cannot be told from chance: any share will do.
     monkeypatch.setattr(plan_signs, "SHARE", 1.0)
     monkeypatch.setattr(plan_imagenette, "SHARE", 1.0)
+    monkeypatch.setattr(plan_imagenette, "TIERS", Layers(1, 2, 3))
     return tmp_path
 
 
