@@ -40,8 +40,11 @@ def settings(layers: int, tokens: int) -> dict[str, Merges]:
     """The schedules to compare, by what they are called."""
     alphas = schedules.grid(layers, tokens)
     step = max(1, -(-len(alphas) // ALPHAS))
-    tried = {schedules.schedule(a, layers, tokens): a for a in (*alphas[::step], alphas[-1])}
-    named = {f"alpha {a:g}": merges for merges, a in tried.items()}
+    named: dict[str, Merges] = {}
+    for alpha in (*alphas[::step], alphas[-1]):
+        merges = schedules.schedule(alpha, layers, tokens)
+        if merges not in named.values():
+            named[f"alpha {alpha:g}"] = merges
     most = schedules.mergeable(tokens)
     for r in np.unique(np.geomspace(2, most / 2, 8).round().astype(int)):
         named[f"fixed r {r}"] = schedules.fixed(int(r), layers, tokens)

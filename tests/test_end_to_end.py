@@ -86,9 +86,12 @@ def test_settings_reach_the_server(address: str, frames: Path) -> None:
 
 
 def test_answers_do_not_depend_on_what_else_is_in_flight(address: str, frames: Path) -> None:
-    alone = pair.stream(address, frames, "amot", in_flight=1)
-    crowded = pair.stream(address, frames, "amot", in_flight=8)
+    # A weighted second round shares one allowance among all frames, so they depend on each other.
+    fixed = {"r2": 0.2, "slo_objective": "fixed"}
+    alone = pair.stream(address, frames, "amot", fixed, in_flight=1)
+    crowded = pair.stream(address, frames, "amot", fixed, in_flight=8)
     assert pair.agreement(alone, crowded) == 1.0
+    assert [a["bytes_up"] for a in alone] == [a["bytes_up"] for a in crowded]
 
 
 def test_an_unreadable_file_is_an_error_on_its_own_frame(
