@@ -165,24 +165,33 @@ def photographs(profile: Profile, data: Sequence[Path], count: int) -> Photos:
 
 
 def outcomes_of(
-    pair: Pair,
-    photos: Photos,
-    firsts: Sequence[float],
-    ratios: Sequence[float],
-    kept: Path,
+    pair: Pair, photos: Photos, firsts: Sequence[float], ratios: Sequence[float], kept: Path,
     batch: int = 25,
-) -> Outcomes:
-    """The outcomes of all `photos`; `kept` holds those known and is written after every batch."""
-    done = Outcomes(
+) -> Outcomes:  # fmt: skip
+    """The outcomes of all `photos`.
+
+    The folder `kept` has those known in a file for each first ratio, written after every batch.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    each = [_outcomes_at(pair, photos, r1, ratios, kept / f"{r1:g}.npz", batch) for r1 in firsts]
+    return Outcomes(
         tuple(firsts),
         tuple(ratios),
-        np.zeros((0, len(firsts)), np.float32),
-        np.zeros((0, len(firsts), len(ratios)), np.bool_),
+        np.concatenate([part.confidence for part in each], axis=1),
+        np.concatenate([part.right for part in each], axis=1),
+    )
+
+
+def _outcomes_at(
+    pair: Pair, photos: Photos, r1: float, ratios: Sequence[float], kept: Path, batch: int
+) -> Outcomes:
+    done = Outcomes(
+        (r1,), tuple(ratios), np.zeros((0, 1), np.float32), np.zeros((0, 1, len(ratios)), np.bool_)
     )
     if kept.exists():
         with np.load(kept) as stored:
             done = replace(done, confidence=stored["confidence"], right=stored["right"])
-    with tqdm(total=len(photos), initial=len(done), desc="calibrate", mininterval=5) as bar:
+    with tqdm(total=len(photos), initial=len(done), desc=f"r1 {r1:g}", mininterval=5) as bar:
         while len(done) < len(photos):
             part = range(len(done), min(len(done) + batch, len(photos)))
             confidence, right = passes(pair, photos, part, done)
@@ -245,16 +254,15 @@ def coded_bytes(pair: Pair, photos: Photos, params: Mapping[str, Any]) -> dict[s
     return found
 
 
-def kept_at(profile: Profile, data: Sequence[Path], firsts: Any, ratios: Any) -> Path:
-    """Where the outcomes of a profile made by `bared` are kept: by what they depend on."""
+def kept_at(profile: Profile, data: Sequence[Path], ratios: Sequence[float]) -> Path:
+    """The folder of the outcomes of a profile made by `bared`: by what they depend on."""
     params = dict(profile.manifest.params(NAME))
     used = {"vit", "mae", *map(str, params.values())}
     weights = [model.sha256 for model in profile.models.values() if model.kind in used]
     frames = [str(path.resolve()) for path in data] or [str(SEEDS.start)]
-    what = json.dumps([profile.name, params, sorted(weights), frames, firsts, ratios])
-    root = cache_dir() / "calibration"
-    root.mkdir(exist_ok=True)
-    return root / f"{profile.name}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npz"
+    what = json.dumps([profile.name, params, sorted(weights), frames, ratios])
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+    return cache_dir() / "calibration" / f"{profile.name}-{digest}"
 
 
 def parameters(outcomes: Outcomes, budget: float) -> dict[str, Any]:
@@ -342,7 +350,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         budget = float(importlib.import_module(PLANS[profile.name]).SHARE)
     photos = photographs(profile, args.data, args.frames)
     pair = Pair(profile, args.device)
-    kept = kept_at(profile, args.data, firsts, ratios)
+    kept = kept_at(profile, args.data, ratios)
     outcomes = outcomes_of(pair, photos, firsts, ratios, kept, args.batch)
     params = parameters(outcomes, budget)
     print(figures.settings_table(params["budgets"]))

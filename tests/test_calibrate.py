@@ -71,7 +71,7 @@ def test_outcomes_are_what_the_strategy_answers_frame_by_frame(
 ) -> None:
     data = photos(profile)
     pair = calibrate.Pair(profile)
-    found = calibrate.outcomes_of(pair, data, FIRSTS, RATIOS, tmp_path / "kept.npz", batch=3)
+    found = calibrate.outcomes_of(pair, data, FIRSTS, RATIOS, tmp_path, batch=3)
     served = amot.create(Serving(profile))
     rounds = set()
     for index, first, second in np.ndindex(found.right.shape):
@@ -105,39 +105,41 @@ def test_round_one_is_recovered_once_for_all_second_ratios(
     assert recovered == [4, 8, 12]
 
 
-def test_an_interrupted_run_goes_on_and_more_frames_are_added(
+def test_an_interrupted_run_goes_on_and_more_frames_and_first_ratios_are_added(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, pair = photos(profile), calibrate.Pair(profile)
-    whole = calibrate.outcomes_of(pair, data, FIRSTS, RATIOS, tmp_path / "whole.npz")
-    kept = tmp_path / "kept.npz"
-    calibrate.outcomes_of(pair, data.take(np.arange(2)), FIRSTS, RATIOS, kept)
-    done: list[range] = []
+    expected = calibrate.outcomes_of(pair, data, FIRSTS, RATIOS, tmp_path / "whole")
+    kept = tmp_path / "kept"
+    calibrate.outcomes_of(pair, data.take(np.arange(2)), FIRSTS[:2], RATIOS, kept)
+    done: list[tuple[float, range]] = []
     passes = calibrate.passes
 
     def noted(pair: Any, photos: Any, part: range, grid: Any) -> Any:
-        done.append(part)
+        done.append((*grid.firsts, part))
         return passes(pair, photos, part, grid)
 
     monkeypatch.setattr(calibrate, "passes", noted)
-    again = calibrate.outcomes_of(pair, data, FIRSTS, RATIOS, kept, batch=2)
-    assert done == [range(2, 4), range(4, 5)]
-    np.testing.assert_array_equal(again.right, whole.right)
+    again = calibrate.outcomes_of(pair, data, FIRSTS, RATIOS, kept, batch=3)
+    known = [(r1, range(2, 5)) for r1 in FIRSTS[:2]]
+    assert done == [*known, (FIRSTS[2], range(3)), (FIRSTS[2], range(3, 5))]
+    np.testing.assert_array_equal(again.right, expected.right)
+    np.testing.assert_array_equal(again.confidence, expected.confidence)
     few = calibrate.outcomes_of(pair, data.take(np.arange(3)), FIRSTS, RATIOS, kept)
-    assert (len(few), len(done)) == (3, 2)
+    assert (len(few), len(done)) == (3, 4)
 
 
 def test_outcomes_are_kept_by_what_they_depend_on(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OFFBOARD_CACHE", str(tmp_path))
-    kept = calibrate.kept_at(profile, [], FIRSTS, RATIOS)
-    assert kept == calibrate.kept_at(calibrate.bared(profile, []), [], FIRSTS, RATIOS)
-    assert kept != calibrate.kept_at(calibrate.bared(profile, ["quality=25"]), [], FIRSTS, RATIOS)
-    assert kept != calibrate.kept_at(profile, [], FIRSTS[:2], RATIOS)
+    kept = calibrate.kept_at(profile, [], RATIOS)
+    assert kept == calibrate.kept_at(calibrate.bared(profile, []), [], RATIOS)
+    assert kept != calibrate.kept_at(calibrate.bared(profile, ["quality=25"]), [], RATIOS)
+    assert kept != calibrate.kept_at(profile, [], RATIOS[:2])
     vit = replace(profile.models["vit"], sha256="0" * 64)
     trained = replace(profile, models={**profile.models, "vit": vit})
-    assert kept != calibrate.kept_at(trained, [], FIRSTS, RATIOS)
+    assert kept != calibrate.kept_at(trained, [], RATIOS)
 
 
 def test_the_table_has_the_smallest_ratio_that_makes_a_frame_right() -> None:
