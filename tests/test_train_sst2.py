@@ -111,6 +111,9 @@ def test_all_stages_make_a_profile_that_is_served(job: Job) -> None:
         assert stop.value.value.source == "device"
         assert sum(made.made[name]["pools"]) == pytest.approx(1, abs=1e-3)
         assert device.scores is not None
+    three = made.made["three_exits"]
+    assert three["layers"] == [2, 3, 4]
+    assert len(three["held_out"]) == len(three["held_out_sentences"]) == 3
 
 
 def test_it_learns(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

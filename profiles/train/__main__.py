@@ -1,10 +1,11 @@
 """``python -m profiles.train STAGE PROFILE``: train one stage of a profile, or all of them.
 
 Stages of ``signs``: mae, vit, local, publish. Of ``imagenette``: teacher, teach, mae, local, vit,
-finish, publish. Of ``digits``: recogniser, local, publish. Of ``sst2``: bert, publish, pools. Of
-``clips``: vit, publish. ``publish`` writes the profile directory; the stages after it add to it
-what builds on the published models, such as ``light``, A-MOT's light inference. ``all`` runs every
-stage in its order, and a wrong name lists them. Intermediate files and checkpoints lie in --out.
+finish, publish. Of ``digits``: recogniser, local, publish. Of ``sst2``: bert, publish, pools,
+three. Of ``clips``: vit, publish. ``publish`` writes the profile directory; the stages after it add
+to it what builds on the published models, such as ``light``, A-MOT's light inference. ``all`` runs
+every stage in its order, and a wrong name lists them. Intermediate files and checkpoints lie in
+--out.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from profiles import export_tiers
 from profiles.amend import amend
@@ -24,6 +25,7 @@ NAME = "sst2"
 CLASSES = ("negative", "positive")
 POSITIONS = 64
 WORDS_KNOWN = 5000
+WORDS_FILE = "tokenizer.json"
 MODEL = BertConfig(
     vocabulary=WORDS_KNOWN, dim=96, depth=12, heads=4, hidden=192, positions=POSITIONS, types=1,
     classes=len(CLASSES), exits=tuple(range(1, 12)), pool="mean", dropout=0.1,
@@ -51,20 +53,41 @@ def train_bert(job: Job) -> None:
     """The vocabulary and the encoder, with an exit behind every layer."""
     train, held = _split(job)
     words = vocabulary.train(train.texts, WORDS_KNOWN, POSITIONS)
-    words.save(str(job.out / "tokenizer.json"), pretty=False)
+    words.save(str(job.out / WORDS_FILE), pretty=False)
+    _fit(job, "bert", MODEL, words, job.out / "dynamics", train, held)
+
+
+def train_three(job: Job) -> None:
+    """The encoder again with the three exits of DIMEC-DC alone: what sharing one model costs it.
+
+    It is compared and not published; the profile's record keeps the figures.
+    """
+    train, held = _split(job)
+    layers = LAYERS["dimec"]
+    config = replace(MODEL, exits=(layers.mobile, layers.edge))
+    words = Tokenizer.from_file(str(job.out / WORDS_FILE))
+    _fit(job, "three", config, words, job.out / "dynamics-three", train, held)
+    record = {"layers": list(layers.tiers()), **job.recorded("three")}
+    amend(publish.PROFILES / NAME, made={"three_exits": record})
+
+
+def _fit(
+    job: Job, stage: str, config: BertConfig, words: Tokenizer, dynamics: Path,
+    train: Sentences, held: Sentences,
+) -> None:  # fmt: skip
     # Whole sentences are what people ask about, and one in ten of the rows: they count twice.
     rows = np.concatenate((np.arange(len(train)), train.whole))
     texts = [train.texts[row] for row in rows]
     ids, shown = (vocabulary.ids(words, each) for each in (texts, held.texts))
     model, seconds = bert.train(
-        MODEL, ids, train.labels[rows], shown, job.out / "dynamics", job.checkpoint("bert"),
+        config, ids, train.labels[rows], shown, dynamics, job.checkpoint(stage),
         job.minutes(MINUTES), job.seed, job.resume,
     )  # fmt: skip
     export_tiers.round_words(model)  # as the device has them
-    save_weights(model, job.weights("bert"))
+    save_weights(model, job.weights(stage))
     right = bert.probabilities(model, shown).argmax(-1) == held.labels
     job.record(
-        "bert", seconds, held_out=[round(float(each), 4) for each in right.mean(1)],
+        stage, seconds, held_out=[round(float(each), 4) for each in right.mean(1)],
         held_out_sentences=[round(float(each), 4) for each in right[:, held.whole].mean(1)],
     )  # fmt: skip
 
@@ -101,7 +124,7 @@ def make_profile(job: Job) -> None:
     }
     (target / "profile.json").write_text(json.dumps(document))
     files = {place: job.out / place for place in (FRONT, EXITS)}
-    files |= {WORDS: job.out / "tokenizer.json"}
+    files |= {WORDS: job.out / WORDS_FILE}
     files |= {layer_file(place): job.out / layer_file(place) for place in range(1, most + 1)}
     strategies = {
         name: {
@@ -144,4 +167,6 @@ def make_pools(job: Job) -> None:
     )  # fmt: skip
 
 
-STAGES: dict[str, Stage] = {"bert": train_bert, "publish": make_profile, "pools": make_pools}
+STAGES: dict[str, Stage] = {
+    "bert": train_bert, "publish": make_profile, "pools": make_pools, "three": train_three,
+}  # fmt: skip
