@@ -6,13 +6,15 @@
 
 Every row is one device process that streams all frames to one server process. Several frames are
 in flight, so the latencies of this bench are those of a busy pair; `./run demo` has those of one
-frame at a time. Rows are written as they come: with `--resume` a run goes on where it stopped, and
-one with nothing left to measure only writes what was asked for.
+frame at a time. A setting that stands at several budgets is measured once. Rows are written as they
+come: with `--resume` a run goes on where it stopped, and one with nothing left to measure only
+writes what was asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -40,29 +42,34 @@ def measure(
     rows: list[pair.Row],
     path: Path | None,
 ) -> None:
-    """Add a row to `rows` for each of `configs` that has none yet, and write them to `path`."""
+    """Add a row to `rows` for each of `configs` that has none yet, and write them to `path`.
+
+    What its strategy gave at the same settings, for another budget, is its row, too.
+    """
     frames = pair.pictures(source)
     if not frames:
         raise OffboardError(f"no pictures below {source}")
     truths = [pair.truth(frame) for frame in frames]
     weights = next(m.sha256[:12] for m in profile.models.values() if m.kind == "vit")
     names = {"bench": "amot", "profile": profile.name, "weights": weights, "n": len(frames)}
-    known = {key(row) for row in rows}
-    missing = [c for c in configs if key(identity(c) | names) not in known]
-    if not missing:
-        return
-    with pair.server(str(profile.directory)) as address:
-        for config in missing:
-            started = time.monotonic()
-            answers = pair.stream(
-                address, source, config.strategy, config.settings, in_flight=IN_FLIGHT
-            )
-            row = pair.summary(answers, truths, seconds=time.monotonic() - started)
-            row |= identity(config) | names
-            row["device_macs"] = frontier.device_macs(profile, config.strategy)
-            rows.append(row)
+    with contextlib.ExitStack() as stack:
+        address = ""
+        for config in configs:
+            named = identity(config) | names
+            if any(key(row) == key(named) for row in rows):
+                continue
+            row = next((row for row in rows if run(row) == run(named)), None)
+            if row is None:
+                address = address or stack.enter_context(pair.server(str(profile.directory)))
+                started = time.monotonic()
+                answers = pair.stream(
+                    address, source, config.strategy, config.settings, in_flight=IN_FLIGHT
+                )
+                row = pair.summary(answers, truths, seconds=time.monotonic() - started)
+                row["device_macs"] = frontier.device_macs(profile, config.strategy)
+            rows.append({**row, **named})
             pair.write_json(rows, path)
-            print(line(row), flush=True)
+            print(line(rows[-1]), flush=True)
 
 
 def identity(config: Config) -> pair.Row:
@@ -77,9 +84,13 @@ def identity(config: Config) -> pair.Row:
 
 
 def key(row: pair.Row) -> tuple[object, ...]:
+    """What no two rows share."""
+    return (*run(row), row["method"], row["coding"], row["budget"])
+
+
+def run(row: pair.Row) -> tuple[object, ...]:
     """What makes two rows the same measurement."""
-    columns = ("profile", "weights", "n", "method", "coding", "budget", "config")
-    return tuple(row[column] for column in columns)
+    return tuple(row[column] for column in ("profile", "weights", "n", "strategy", "config"))
 
 
 def line(row: pair.Row) -> str:
@@ -137,11 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         profile = profiles.load(options.profile)
         if options.data is None and profile.name != "signs":
             parser().error(f"--profile {options.profile} needs --data: labelled photos")
-        configs = [
-            config
-            for config in frontier.configurations(profile.manifest, options.quick)
-            if config.matches(options.only)
-        ]
+        configs = frontier.configurations(profile.manifest, options.quick)
+        wanted = [config for config in configs if config.matches(options.only)]
         rows: list[pair.Row] = []
         if options.resume and options.json is not None and options.json.exists():
             rows = json.loads(options.json.read_text())
@@ -154,9 +162,13 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 whole = pair.extracted(options.data, options.split)
                 source = subset(whole, options.frames, source)
-            measure(profile, source, configs, rows, options.json)
+            measure(profile, source, wanted, rows, options.json)
         if options.docs is not None:
-            plots.write(rows, options.docs)
+            # Rows that a run kept may have settings that the profile has not any more.
+            present = [identity(config) for config in configs]
+            plots.write(
+                [r for r in rows if any(i.items() <= r.items() for i in present)], options.docs
+            )
     except (OffboardError, OSError) as error:
         print(f"bench amot: {error}", file=sys.stderr)
         return 2

@@ -143,6 +143,16 @@ def test_rows_come_from_the_real_pair_and_are_not_measured_twice(
     monkeypatch.setattr(pair, "server", lambda *_: pytest.fail("nothing is left to measure"))
     assert amot.main([*command, "--only", "full|WebP.*=60"]) == 0
     assert json.loads(rows.read_text()) == made
+    assert amot.main([*command, "--only", "SDT raw (40|60)%"]) == 0
+    assert json.loads(rows.read_text()) == [*made, sdt | {"budget": 0.6}]  # at the same setting
+
+    stale = [*made, sdt | {"config": "scale=0.123", "accuracy": 1.0}]
+    rows.write_text(json.dumps(stale))
+    (tmp_path / "amot.md").write_text("<!-- tiny -->\n<!-- /tiny -->\n")
+    assert amot.main([*command, "--only", "NOTHING", "--docs", str(tmp_path)]) == 0
+    assert "scale=0.123" not in (tmp_path / "amot.md").read_text()
+    assert "scale=" in (tmp_path / "amot.md").read_text()
+    assert json.loads(rows.read_text()) == stale
     capsys.readouterr()
     assert amot.main([*command[:-1], "--only", "NOTHING", "--data", str(tmp_path / "none")]) == 2
 
