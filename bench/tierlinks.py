@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from bench import pair
 from bench.link import Shape, running
 from common.errors import OffboardError
@@ -47,6 +49,8 @@ WAYS: Mapping[str, Mapping[str, str]] = {
 """What a sample's way is decided by, and what travels where it leaves."""
 SOURCES = ("device", "edge", "cloud")
 PATIENCE = 60.0
+SEED = 0
+"""Of the order in which pictures come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +64,14 @@ class Samples:
 def samples(profile: Profile, data: Path, count: int | None, scratch: Path) -> Samples:
     """Evenly spaced `count` (None: all) labelled samples of `data`: a table, a folder, a tar file.
 
-    A table has a line above and then a sentence, a tab and a label's number in each line. Raises
-    OffboardError where there is no sample, ValueError for a table that is none.
+    A table has a line above and then a sentence, a tab and a label's number in each line. Pictures
+    lie class by class, and come in random order. Raises OffboardError where there is no sample,
+    ValueError for a table that is none.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     if data.suffix == ".tsv":
         header, *lines = data.read_text().splitlines()
-        few = _spaced(lines, count)
+        few = spaced(lines, count)
         table = scratch / "samples.tsv"
         table.write_text("\n".join([header, *few]) + "\n")
         classes = profile.manifest.classes
@@ -76,18 +81,24 @@ def samples(profile: Profile, data: Path, count: int | None, scratch: Path) -> S
     if not found:
         raise OffboardError(f"no samples below {data}")
     folder = scratch / "pictures"
-    for path in _spaced(found, count):
-        link = folder / path.relative_to(source)
+    for place, path in enumerate(found[each] for each in shuffled(len(found), count)):
+        link = folder / f"{place:05}" / path.relative_to(source)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path.resolve())
     return Samples(folder, tuple(pair.truth(path) for path in pair.pictures(folder)))
 
 
-def _spaced(every: Sequence[T], count: int | None) -> Sequence[T]:
-    """Evenly spaced `count` of them, in order."""
+def spaced(every: Sequence[T], count: int | None) -> Sequence[T]:
+    """Evenly spaced `count` of them, in order; all where there are no more."""
     if count is None or count >= len(every):
         return every
     return [every[at * len(every) // count] for at in range(count)]
+
+
+def shuffled(total: int, count: int | None) -> list[int]:
+    """Places of evenly spaced `count` of `total` (None: all), in an order of SEED."""
+    few = np.array(spaced(range(total), count))
+    return [int(place) for place in np.random.default_rng(SEED).permutation(few)]
 
 
 def measure(

@@ -3,11 +3,11 @@
     ./run bench tiers --data sst2 --quick
     ./run bench tiers --data sst2 --json tiers.json --docs docs
     ./run bench tiers --data sst2 --part links --links 4g --count 100
-    ./run bench tiers --profile imagenette --data imagenette-val.tar --part links
+    ./run bench tiers --profile imagenette --data imagenette-train.tar imagenette-val.tar
 
 The tables are arithmetic on what each exit says of a sample (`bench.tiertables`); costs are the
-papers', in lambda, and can be set. The links are measured (`bench.tierlinks`): a device, an edge
-and a cloud process, every sample through the real path, one at a time.
+profile's, in lambda, and can be set. The links are measured (`bench.tierlinks`): a device, an edge
+and a cloud process, every sample of the last path given through the real path, one at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from bench import pair, tierlinks, tiertables
@@ -27,7 +27,7 @@ from profiles.pools import Costs
 
 PARTS = ("tables", "links")
 COUNT = 100
-"""Samples on a shaped link; an open one takes them all."""
+"""Samples on a shaped link; an open one takes them all, and so do the tables."""
 QUICK = 20
 
 
@@ -41,15 +41,19 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         required=True,
-        help="SST-2's tables (a folder), or pictures: a folder, a tar file",
+        nargs="+",
+        metavar="PATH",
+        help="the folder of SST-2's tables, or tar files or folders: photographs' train and val",
     )
     made.add_argument("--part", choices=PARTS, help="only this one")
     made.add_argument("--links", default=",".join(tierlinks.LINKS), help="comma-separated")
-    made.add_argument("--count", type=int, help=f"so many samples a link (default: {COUNT})")
+    made.add_argument("--count", type=int, help=f"so many samples (default: {COUNT} a link)")
     made.add_argument("--quick", action="store_true", help="few samples, few variations")
     for cost in fields(Costs):
         made.add_argument(
-            f"--{cost.name.replace('_', '-')}", type=float, default=cost.default, help="in lambda"
+            f"--{cost.name.replace('_', '-')}",
+            type=float,
+            help="in lambda (default: the profile's)",
         )
     made.add_argument("--json", type=Path, help="write the rows of the links here, one by one")
     made.add_argument(
@@ -65,9 +69,9 @@ def offered(profile: Profile) -> list[str]:
 
 def links(options: argparse.Namespace, profile: Profile) -> str:
     """Measure, print each row; the tables."""
-    data = options.data
-    if data.is_dir() and (data / tiertables.EVALUATION).exists():
-        data /= tiertables.EVALUATION
+    data = options.data[-1]
+    found = [data / inside for inside in (tiertables.EVALUATION, "val") if (data / inside).exists()]
+    data = found[0] if found else data
     rows: list[pair.Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for link in options.links.split(","):
@@ -84,10 +88,13 @@ def links(options: argparse.Namespace, profile: Profile) -> str:
 
 def tables(options: argparse.Namespace, profile: Profile) -> str:
     """The papers' tables, and the plots where documents are written."""
-    costs = Costs(**{cost.name: getattr(options, cost.name) for cost in fields(Costs)})
+    given = {cost.name: getattr(options, cost.name) for cost in fields(Costs)}
+    given = {name: value for name, value in given.items() if value is not None}
+    costs = replace(tiertables.costs_of(profile), **given)
     factors = (0.5, 2.0) if options.quick else tiertables.FACTORS
+    count = options.count or (QUICK if options.quick else None)
     parts = []
-    for study in tiertables.studies(profile, options.data, costs):
+    for study in tiertables.studies(profile, options.data, costs, count):
         parts.append(tiertables.section(study, factors))
         print(parts[-1], flush=True)
         if options.docs is not None:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import OffboardError
+from bench.tierlinks import shuffled, spaced
 from common.profile import Profile
 from profiles import fitted, tiers
 from profiles.fitted import DC, DYNAMIC, FIXED, ROUTES, SCORES, Fitted, Held
-from profiles.look import look
+from profiles.look import look, look_at
 from profiles.pools import I64, Costs, Layers, Split
 from profiles.tiers import Served
-from profiles.train import sentences
+from profiles.train import photos, sentences
 from profiles.train.pooling import CARTOGRAPHY
 
 VALIDATION = ("train.tsv", "dev.tsv")
@@ -63,49 +63,74 @@ class Study:
     test: Split
     seed: int = 0
 
-    @property
-    def oracle(self) -> I64:
+    def oracle(self, split: Split) -> I64:
         """The tier that the reward (4) would choose, knowing every exit's confidence, int64 [n]."""
         rewards = []
         for tier in range(3):
-            served = self.made.serve(self.test, np.full(len(self.test), tier))
-            sure = self.test.confidence[served.exit - 1, np.arange(len(self.test))]
+            served = self.made.serve(split, np.full(len(split), tier))
+            sure = split.confidence[served.exit - 1, np.arange(len(split))]
             rewards.append(sure - self.made.costs.unit * served.cost)
         return np.asarray(np.argmax(rewards, axis=0), np.int64)
 
 
-def studies(profile: Profile, data: Path, costs: Costs) -> list[Study]:
-    """DIMEC-DC and DIMEE of a text `profile`, on the folder `data` with SST-2's tables.
+def studies(
+    profile: Profile, data: Sequence[Path], costs: Costs, count: int | None = None
+) -> list[Study]:
+    """DIMEC-DC and DIMEE of a `profile` of text or pictures, fitted anew under `costs`.
 
-    Raises OffboardError for another kind of profile.
+    `data`: the folder with SST-2's tables, or tar files and folders with the photographs' train
+    and val, of which evenly spaced `count` are answered (None: all). Raises ValueError without.
     """
-    if profile.manifest.task != "classify-text":
-        raise OffboardError(
-            f"profile {profile.name!r} is not of text: its tables are not made here"
-        )
-    seed = int(profile.made["seed"])
-    _, held = sentences.split(sentences.load([data / name for name in VALIDATION]), seed)
-    split = look(profile.directory, held.texts, held.labels)
+    made = _sentences if profile.manifest.task == "classify-text" else _photographs
+    split, groups, test = made(profile, data, count)
     with np.load(profile.directory / CARTOGRAPHY) as seen:
         mean, spread = (seen[key].astype(np.float32) for key in ("mean", "spread"))
-    shown = Held(split, mean, spread, held.parents)
-    table = _in_order(data / EVALUATION)
-    test = look(profile.directory, [text for text, _ in table], np.array([y for _, y in table]))
+    held, seed = Held(split, mean, spread, groups), int(profile.made["seed"])
     return [
-        Study(name, shown, fitted.fit(name, shown, _layers(profile, name), costs, seed), test, seed)
+        Study(name, held, fitted.fit(name, held, _layers(profile, name), costs, seed), test, seed)
         for name in (fitted.DC, fitted.EE)
     ]
 
 
-def _in_order(path: Path) -> list[tuple[str, int]]:
-    """Sentences and labels as they stand: adaptive pools depend on the order."""
-    rows = [line.rpartition("\t") for line in path.read_text().splitlines()[1:]]
-    return [(text.strip(), int(label)) for text, _, label in rows]
+def costs_of(profile: Profile) -> Costs:
+    """The costs that the profile's pools were made under."""
+    return Costs(**profile.made[fitted.DC]["costs"])
+
+
+def _sentences(
+    profile: Profile, data: Sequence[Path], count: int | None
+) -> tuple[Split, I64, Split]:
+    """The validation split, whose phrases follow their sentence, and the evaluation, in order.
+
+    Adaptive pools depend on the order.
+    """
+    seed, folder = int(profile.made["seed"]), data[0]
+    _, held = sentences.split(sentences.load([folder / name for name in VALIDATION]), seed)
+    lines = spaced((folder / EVALUATION).read_text().splitlines()[1:], count)
+    rows = [line.rpartition("\t") for line in lines]
+    labels = np.array([int(label) for _, _, label in rows])
+    test = look(profile.directory, [text.strip() for text, _, _ in rows], labels)
+    return look(profile.directory, held.texts, held.labels), held.parents, test
+
+
+def _photographs(
+    profile: Profile, data: Sequence[Path], count: int | None
+) -> tuple[Split, I64, Split]:
+    """The photographs held out of every training, each a group of its own, and the evaluation.
+
+    That is in random order, since they lie class by class.
+    """
+    side = profile.manifest.input.height
+    known, unseen = (photos.load(data, part, side) for part in ("train", "val"))
+    held = known.take(photos.split_off(known)[1])
+    few = np.array(shuffled(len(unseen), count))
+    split, test = (look_at(profile.directory, each) for each in (held, unseen.take(few)))
+    return split, np.arange(len(held)), test
 
 
 def _layers(profile: Profile, name: str) -> Layers:
     params = profile.manifest.params(name)
-    depth = next(m.config["depth"] for m in profile.models.values() if m.kind == "bert")
+    depth = next(m.config["depth"] for m in profile.models.values() if m.kind in ("bert", "vit"))
     return Layers(int(params["mobile"]), int(params["edge"]), int(depth))
 
 
@@ -135,7 +160,8 @@ def methods(study: Study) -> Iterator[Row]:
     for how in ROUTES:
         sent = made.route(test.embeddings, how)
         yield row(OURS[how], made.serve(test, sent), sent)
-    yield row("oracle of confidences", made.serve(test, study.oracle), study.oracle)
+    sent = study.oracle(test)
+    yield row("oracle of confidences", made.serve(test, sent), sent)
     yield row("oracle: cheapest that is right", tiers.cheapest_right(test, layers, costs))
 
 
@@ -159,6 +185,8 @@ def routing(study: Study) -> Iterator[tuple[str, float, float]]:
     told = fitted.across(study.name, held, made.layers, made.costs, study.seed)
     for how in ROUTES:
         yield OURS[how], float((told[how] == true).mean()), tiers.balanced(told[how], true)
+    sure = study.oracle(held.split)
+    yield "oracle of confidences", float((sure == true).mean()), tiers.balanced(sure, true)
 
 
 def variations(study: Study, factors: Sequence[float]) -> Iterator[tuple[str, float, str, Row]]:

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from bench import tiertables
 from common import profile as profiles
 from common import registry
 from device.bundle import Bundle
 from device.strategy import Frame, Plan
+from profiles import scores
 from profiles.pools import Costs, Layers
 from profiles.train import photo_exits, publish
 from profiles.train.job import Job
 from profiles.train.patchwork import to_patches
-from profiles.train.photos import Photos
+from profiles.train.photos import IMAGENETTE, Photos, load, split_off
 from server.memory import NOTHING
 from server.models.exits import Exits
 from server.serving import Serving, strategies
@@ -90,3 +93,37 @@ def test_the_profile_says_what_was_chosen(made: profiles.Profile, tmp_path: Path
     assert made.manifest.params("dimec")["blocks"] == ["weights/vit-block1.onnx"]
     assert 0.25 <= made.manifest.params("dimee")["alpha"] <= 1
     assert sum(made.made["dimec"]["pools"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_bench_s_tables_are_of_the_photographs_held_out_and_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "STEPS", 3)
+    monkeypatch.setattr(publish, "PROFILES", tmp_path)
+    monkeypatch.setenv("OFFBOARD_CACHE", str(tmp_path / "cache"))
+    for part, count in (("train", 100), ("val", 24)):
+        shown = photos(count, count)
+        for row, (frame, label) in enumerate(zip(shown.frames, shown.labels, strict=True)):
+            folder = tmp_path / "data" / part / sorted(IMAGENETTE)[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame).save(folder / f"{row}.JPEG", quality=95)
+    directory, data = tiny(tmp_path), [tmp_path / "data"]
+    known = load(data, "train", SIDE)
+    chosen, held = (known.take(rows) for rows in split_off(known))
+    (tmp_path / "out").mkdir()
+    job = Job((), tmp_path / "out", 0, None, False)
+    photo_exits.stage(job, "tiny", chosen, held, LAYERS, Costs(gamma=2.0, unit=0.01), 95)
+    profile = profiles.load(directory)
+    costs = tiertables.costs_of(profile)
+    assert costs == Costs(gamma=2.0, unit=0.01)
+    for study in tiertables.studies(profile, data, costs, 12):
+        assert (len(study.held.split), len(study.test)) == (20, 12)
+        assert study.made.layers == LAYERS
+        made = profile.made[study.name]
+        assert (round(study.made.alpha, 4), study.made.beta) == (made["alpha"], made["beta"])
+        assert np.bincount(study.made.pools, minlength=3) / 20 == pytest.approx(made["pools"])
+        assert study.test.probabilities.shape == (2, 12, len(CLASSES))
+    both = [tiertables.studies(profile, data, costs, count)[0].test for count in (None, 99)]
+    assert np.array_equal(both[0].labels, both[1].labels)
+    assert sorted(both[0].labels) == sorted(load(data, "val", SIDE).labels)
+    assert list(both[0].labels) != sorted(both[0].labels), "not class by class"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,7 +77,7 @@ def test_the_oracle_earns_most(study: Study) -> None:
         sure = study.test.confidence[served.exit - 1, np.arange(len(study.test))]
         return float((sure - COSTS.unit * served.cost).mean())
 
-    best = earned(study.oracle)
+    best = earned(study.oracle(study.test))
     for how in fitted.ROUTES:
         assert earned(study.made.route(study.test.embeddings, how)) <= best + 1e-9
     for tier in range(3):
@@ -99,7 +97,9 @@ def test_each_tier_alone(study: Study) -> None:
 
 def test_routing_stands_beside_chance(study: Study) -> None:
     rows = list(tiertables.routing(study))
-    assert [name for name, _, _ in rows] == ["chance", "Ours-F", "Ours-D", "scores"]
+    assert [name for name, _, _ in rows] == [
+        *("chance", "Ours-F", "Ours-D", "scores", "oracle of confidences"),
+    ]
     chance = rows[0]
     shares = np.bincount(study.made.pools, minlength=3) / len(study.made.pools)
     assert chance[1] == pytest.approx(shares.max())
@@ -151,9 +151,3 @@ def test_what_is_asked_wrongly_is_told(capsys: pytest.CaptureFixture[str]) -> No
     for flags in (["--links", "wire"], ["--count", "0"]):
         with pytest.raises(SystemExit):
             tiers.main(["--data", "x", *flags])
-
-
-def test_only_text_has_tables() -> None:
-    profile: Any = SimpleNamespace(manifest=SimpleNamespace(task="classify"), name="photos")
-    with pytest.raises(OffboardError, match="is not of text"):
-        tiertables.studies(profile, Path("x"), replace(COSTS, gamma=1.0))

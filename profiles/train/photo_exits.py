@@ -90,6 +90,13 @@ def probabilities(exits: Exits, seen: Tensor) -> F32:
     return out
 
 
+def told(exits: Exits, seen: tuple[Tensor, Tensor, F32], labels: npt.NDArray[np.int64]) -> Split:
+    """The split of photographs of which `tokens` made ``seen``: what every exit says of them."""
+    behind, logits, embeddings = seen
+    every = np.concatenate((probabilities(exits, behind), logits.softmax(-1).numpy()[None]))
+    return Split(every, labels, embeddings)
+
+
 def _logits(exits: Exits, seen: Tensor) -> list[Tensor]:
     return [exits(seen[layer - 1][:, None], layer) for layer in range(1, exits.config.layers + 1)]
 
@@ -119,16 +126,14 @@ def stage(
     ``quality``: of the JPEG in which a picture leaves the device.
     """
     directory, vit = publish.PROFILES / name, classifier(name)
-    seen, _, _ = tokens(vit, photos)
-    shown, logits, embeddings = tokens(vit, held)
-    made, notes = train(seen, photos.labels, shown, job.seed)
+    seen, shown = tokens(vit, photos), tokens(vit, held)
+    made, notes = train(seen[0], photos.labels, shown[0], job.seed)
     save_weights(made, job.weights("exits"))
     config = asdict(made.config)
     served = load_model(job.weights("exits"), "exits", config)
     assert isinstance(served, Exits)
     exits_npz(served, layers.mobile, job.out / EXITS)
-    last = logits.softmax(-1).numpy()[None]
-    split = Split(np.concatenate((probabilities(served, shown), last)), held.labels, embeddings)
+    split = told(served, shown, held.labels)
     right = split.right.mean(1)
     job.record("exits", 0.0, frames=len(photos), held_out=[round(float(x), 4) for x in right])
     print("right behind each layer:", right.round(3))

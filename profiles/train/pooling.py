@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def stage(
             params["alpha"] = round(made.alpha, 4)
         shares = np.bincount(made.pools, minlength=3) / len(made.pools)
         record = {
-            "alpha": round(made.alpha, 4), "beta": made.beta,
+            "alpha": round(made.alpha, 4), "beta": made.beta, "costs": asdict(costs),
             "pools": [round(float(share), 4) for share in shares],
             "reward_by_route": {how: round(value, 4) for how, value in earned.items()},
         }  # fmt: skip
