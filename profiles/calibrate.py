@@ -58,8 +58,6 @@ FIRSTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RATIOS = tuple(round(0.05 * step, 2) for step in range(11))
 BUDGETS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Mean shares of the patches that a setting is chosen for."""
-TABLES = (0.15, 0.25, 0.4)
-"""First ratios whose tables the profile carries, beside its own: the server takes the nearest."""
 CODED = 100
 """Frames that the bytes of a patch are the mean of."""
 SETTING = ("r1", "r2", "threshold")
@@ -269,8 +267,9 @@ def parameters(outcomes: Outcomes, budget: float) -> dict[str, Any]:
     """The profile's parameters of A-MOT, chosen on all frames; those of `budget` are its own.
 
     A row's setting is MOT's; "adaptive" has the first ratio and threshold that are best where the
-    second ratio is solved for. A row's accuracy is that of settings chosen on the other half of the
-    frames. Raises ValueError if no setting stays within `budget`.
+    second ratio is solved for, and each of these first ratios has its table. A row's accuracy is
+    that of settings chosen on the other half of the frames. Raises ValueError if no setting stays
+    within `budget`.
     """
     rows: list[dict[str, Any]] = []
     for limit in sorted({*BUDGETS, budget}):
@@ -289,7 +288,7 @@ def parameters(outcomes: Outcomes, budget: float) -> dict[str, Any]:
     if own is None:
         raise ValueError(f"no setting sends at most {budget:.0%} of the patches: add a smaller r1")
     tables = []
-    for r1 in sorted({own["r1"], *TABLES} & {*outcomes.firsts}):
+    for r1 in sorted({own["r1"], *(row["adaptive"]["r1"] for row in rows)}):
         counts, p = sweep.table(outcomes, r1)
         # Cut, not rounded: a column must not come to sum to more than 1.
         cut = np.floor(p * 1e4 + 1e-6) / 1e4
