@@ -30,6 +30,7 @@ def methods(layers: int) -> dict[str, dict[str, Any]]:
         "Device-Only": {"split": layers + 1, **merged},
         "Cloud-Only": {"split": 0, "frame": "lzw", **merged},
         "Cloud-Only, JPEG": {"split": 0, "frame": "jpeg", **merged},
+        "Mixed": {"split": "fastest", "frame": "lzw", "precision": "fp32", **merged},
         "Janus, ours": {"split": "auto"},
     }
 

@@ -16,14 +16,12 @@ Milliseconds and bytes throughout; `now` is an argument.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from statistics import median_low
-from typing import Any
 
-from common.errors import ConfigError
-from device.machine import Machine
-from device.scheduler import Coding, Costs, Decision, Scheduler, Shape, costs
+from device.measured import Measured
+from device.scheduler import Costs, Decision, Scheduler, costs
 
 SLACK = 0.06
 """Losses that differ by less are one, so the fastest is taken: as what a twentieth of all tokens
@@ -160,18 +158,12 @@ def _recent(values: Iterable[float]) -> float:
     return median_low(values)
 
 
-def of_profile(latency: Mapping[str, Any], layers: int, tokens: int, prior: float) -> Steering:
-    """The steering of what `./run measure` put into a profile. Raises ConfigError."""
-    device, server = (Machine.read(latency.get(side, {})) for side in ("device", "server"))
-    try:
-        codings, frames = (
-            [
-                Coding(level[kind], loss=LOSS[level[kind]], **latency[name][level[kind]])
-                for level in LEVELS
-            ]
-            for kind, name in enumerate(("codings", "frames"))
-        )
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"latency of codings: {error!r}: ./run measure PROFILE again") from None
-    made = costs(Shape(layers, tokens), device, server, codings, frames, step=STEP)
+def of_profile(measured: Measured, prior: float) -> Steering:
+    """The steering of what was measured. Raises ConfigError: not all of LEVELS was."""
+    pairs = (measured.sent(*level) for level in LEVELS)
+    codings, frames = (
+        [replace(coding, loss=LOSS[coding.name]) for coding in kind]
+        for kind in zip(*pairs, strict=True)
+    )
+    made = costs(measured.shape, measured.device, measured.server, codings, frames, step=STEP)
     return Steering(made, prior)

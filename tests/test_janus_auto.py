@@ -187,8 +187,39 @@ def test_a_profile_that_was_not_measured_says_what_to_do(tmp_path: Path) -> None
     profile = profiles_of.load(tiny(tmp_path))
     files = {file.path for file in profile.manifest.files}
     strategy = janus.create(Bundle(profile.manifest, profile.directory, files))
-    with pytest.raises(ConfigError, match=r"\./run measure"):
-        next(strategy.infer(frame(profile), Plan("janus", AUTO)))
+    for split in ("auto", "fastest"):
+        with pytest.raises(ConfigError, match=r"\./run measure"):
+            next(strategy.infer(frame(profile), Plan("janus", {"split": split})))
+
+
+def test_a_measured_profile_decides_by_itself_unless_it_is_set(profile: Profile) -> None:
+    for measured, split in ((profiles_of.load("imagenette"), "auto"), (profile, 1)):
+        files = {file.path for file in measured.manifest.files}
+        made = janus.create(Bundle(measured.manifest, measured.directory, files))
+        assert made.params["split"] == split
+
+
+def test_the_fastest_split_follows_the_link_and_keeps_the_merging(
+    strategy: janus.Janus, profile: Profile
+) -> None:
+    settings = {"split": "fastest", "schedule": "fixed", "r": 2, "frame": "jpeg"}
+    asked = strategy.infer(frame(profile), Plan("janus", settings, link=FAST))
+    query = next(asked)
+    assert query.params["merges"] == [2, 2]
+    assert query.step == "frame"
+    sent = finished(asked, served(profile, query))
+    assert sent.chosen == {"split": 0, "coding": "jpeg-90"}
+    assert sent.predicted_ms is not None
+    with pytest.raises(StopIteration) as stop:
+        next(strategy.infer(frame(profile), Plan("janus", settings, link=Estimate(10.0, 0.002))))
+    alone: Answer = stop.value.value
+    assert (alone.source, alone.chosen) == ("device", {"split": 3, "coding": None})
+
+
+def test_a_coding_that_was_not_measured_is_said(strategy: janus.Janus, profile: Profile) -> None:
+    settings = {"split": "fastest", "frame": "lzw"}
+    with pytest.raises(ConfigError, match=r"'lzw' was not measured: \./run measure"):
+        next(strategy.infer(frame(profile), Plan("janus", settings, link=FAST)))
 
 
 def test_a_spoiled_measurement_is_refused(tmp_path: Path) -> None:
@@ -200,10 +231,11 @@ def test_a_spoiled_measurement_is_refused(tmp_path: Path) -> None:
         janus.create(Bundle(profile.manifest, profile.directory, files))
 
 
-def test_split_takes_numbers_and_auto() -> None:
+def test_split_takes_numbers_and_words() -> None:
     assert from_user("janus", janus.PARAMS, {"split": "auto"}) == {"split": "auto"}
     assert from_user("janus", janus.PARAMS, {"split": "3"}) == {"split": 3}
-    with pytest.raises(ConfigError, match="or 'auto'"):
+    assert from_user("janus", janus.PARAMS, {"split": "fastest"}) == {"split": "fastest"}
+    with pytest.raises(ConfigError, match="or 'auto' or 'fastest'"):
         from_user("janus", janus.PARAMS, {"split": "often"})
 
 

@@ -141,6 +141,10 @@ def test_janus_is_measured_as_it_is_served(tmp_path: Path) -> None:
     assert bytes_of["int8"] < bytes_of["fp16"] < bytes_of["fp32"]
     frames = [latency["frames"][f"jpeg-{quality}"]["fixed"] for quality in (90, 75, 50)]
     assert frames == sorted(frames, reverse=True)
+    given = profile.manifest.input
+    raw = pytest.approx(given.height * given.width * 3, rel=1e-3)
+    assert latency["frames"]["raw"]["fixed"] == raw
+    assert latency["frames"]["lzw"]["fixed"] > 0
 
 
 def test_knots_rise_to_all_tokens() -> None:

@@ -4,8 +4,10 @@ Jiang et al., "Janus: Collaborative Vision Transformer Under Dynamic Network Env
 layers there are N + 2 places to split at: 0, where the frame itself goes up, after each layer, and
 N + 1, where the device answers alone. Only where tokens merge does a later split cost fewer bytes.
 
-With split=auto `device.steering` decides for each frame. Where the server does not answer in the
-time that leaves the device its own, the device finishes the frame.
+With split=auto, the default of a profile that was measured, `device.steering` decides for each
+frame. Where the server does not answer in the time that leaves the device its own, the device
+finishes the frame. With split=fastest merging stays as it is set and the split of least predicted
+latency is taken: Neurosurgeon on a vision transformer, a baseline.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ from device.bundle import Bundle
 from device.content import View, view
 from device.head import Head
 from device.inference import F32
+from device.link import UNKNOWN, Estimate
+from device.measured import Measured
 from device.params import Param, from_profile
-from device.partition import cold_start
+from device.partition import cold_start, throughput
 from device.steering import Steering, of_profile
 from device.strategy import Answer, Conversation, Frame, Plan
 
 NAME = "janus"
-AUTO = "auto"
+AUTO, FASTEST = "auto", "fastest"
 PARAMS = {
-    "split": Param(0, 0, 1000, words=(AUTO,)),
+    "split": Param(0, 0, 1000, words=(AUTO, FASTEST)),
     "schedule": Param("exponential", choices=("exponential", "linear", "fixed")),
     "alpha": Param(0.0, 0, 1000),
     "r": Param(0, 0, 10000),
@@ -55,7 +59,8 @@ class Janus:
 
     `total`: tokens of a whole frame. `split` says where; `schedule` how many tokens each layer
     merges, the declining ones by `alpha`, "fixed" by `r`; `precision` and `codec` are of tokens,
-    `frame` (and `quality`, of "jpeg") of a frame. `steering`: None for a profile not measured.
+    `frame` (and `quality`, of "jpeg") of a frame. `measured` and `steering`: None for a profile not
+    measured; `cold`: the link before anything was seen of it.
     """
 
     classes: tuple[str, ...]
@@ -63,8 +68,9 @@ class Janus:
     head: Head
     total: int
     params: Mapping[str, Any]
+    cold: Estimate = UNKNOWN
+    measured: Measured | None = None
     steering: Steering | None = None
-    rtt: float = 0.0
     heavy: bool = True
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
@@ -75,6 +81,11 @@ class Janus:
         params = {**self.params, **plan.params}
         if params["split"] == AUTO:
             return (yield from self._steered(frame, plan, params))
+        if params["split"] == FASTEST:
+            return (yield from self._fastest(frame, plan, params))
+        return (yield from self._fixed(frame, params))
+
+    def _fixed(self, frame: Frame, params: Mapping[str, Any]) -> Conversation:
         split, layers = params["split"], self.head.layers
         if split > layers + 1:
             raise ConfigError(f"split={split}: a model of {layers} layers has 0 to {layers + 1}")
@@ -106,6 +117,27 @@ class Janus:
             probabilities, self.classes, strategy=NAME, source="device", rounds=0, degraded=degraded
         )
 
+    def _fastest(self, frame: Frame, plan: Plan, params: Mapping[str, Any]) -> Conversation:
+        """One frame at the split of least latency. Raises ConfigError for one not measured."""
+        if self.measured is None:
+            raise ConfigError("split=fastest needs latencies: ./run measure PROFILE")
+        began = time.monotonic()
+        coded = params["frame"]
+        chosen = self.measured.fastest(
+            self.merges(params), params["precision"],
+            f"jpeg-{params['quality']}" if coded == "jpeg" else coded,
+            throughput(plan.link, self.cold) / 1e3, self._rtt(plan),
+        )  # fmt: skip
+        answer = yield from self._fixed(frame, {**params, "split": chosen.split})
+        spent = (began - frame.captured) * 1e3
+        told = {"split": chosen.split, "coding": chosen.coding}
+        return replace(answer, chosen=told, predicted_ms=spent + chosen.total_ms)
+
+    def _rtt(self, plan: Plan) -> float:
+        """Milliseconds of a round trip."""
+        rtt = self.cold.rtt if plan.link.rtt is None else plan.link.rtt
+        return (rtt or 0.0) * 1e3
+
     def _steered(self, frame: Frame, plan: Plan, params: Mapping[str, Any]) -> Conversation:
         """One frame as `device.steering` decides. Raises ConfigError for a profile not measured."""
         steering, layers = self.steering, self.head.layers
@@ -117,7 +149,7 @@ class Janus:
         # As the pipeline does, something is left for what comes after the answer.
         whole = plan.deadline_ms
         left = math.inf if whole is None else whole - min(20.0, whole / 20) - spent
-        rtt = self.rtt if plan.link.rtt is None else plan.link.rtt * 1e3
+        rtt = self._rtt(plan)
         chosen = steering.decide(began, left, rtt)
         merges = merging.schedule(chosen.alpha, layers, self.total)
         told = {"split": chosen.split, "alpha": chosen.alpha, "coding": chosen.coding}
@@ -188,9 +220,11 @@ def create(bundle: Bundle) -> Janus:
     )
     own = from_profile(PARAMS, params)
     total, cold = int(params["tokens"]), cold_start(params)
+    made = Janus(manifest.classes, view(manifest), head, total, own, cold)
+    if "latency" not in params:
+        return made
     assert cold.throughput is not None
-    assert cold.rtt is not None
-    steering = None
-    if "latency" in params:
-        steering = of_profile(params["latency"], head.layers, total, cold.throughput / 1e3)
-    return Janus(manifest.classes, view(manifest), head, total, own, steering, cold.rtt * 1e3)
+    measured = Measured.read(params["latency"], head.layers, total)
+    if "split" not in params:
+        own["split"] = AUTO
+    return replace(made, measured=measured, steering=of_profile(measured, cold.throughput / 1e3))

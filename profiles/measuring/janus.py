@@ -33,7 +33,11 @@ from server.models.vit import VisionTransformer
 NAME = "janus"
 KNOTS = 12
 PRECISIONS = ("fp32", "fp16", "int8")
-QUALITIES = (90, 75, 50)
+FRAMES: dict[str, tuple[str, dict[str, int]]] = {
+    **{f"jpeg-{quality}": ("jpeg", {"quality": quality}) for quality in (90, 75, 50)},
+    **{codec: (codec, {}) for codec in ("raw", "lz4", "zstd", "lzw")},
+}
+"""Every way to send a frame: codec and options."""
 Layer = Callable[[int, int], Callable[[], object]]
 """(tokens, merged) -> a call that runs one layer so."""
 DIGITS = 4
@@ -145,12 +149,14 @@ def codings(
 
 
 def frames(picture: npt.NDArray[np.uint8]) -> dict[str, dict[str, float]]:
-    """Bytes and ms of a frame as JPEG; a device goes on from there by what its own frames take."""
+    """Bytes and ms of a coded frame; split=auto goes on from there by what its own frames take."""
     made = {}
-    for quality in QUALITIES:
-        size = len(encode(picture, "jpeg", quality=quality).data)
-        spent = milliseconds(lambda q=quality: encode(picture, "jpeg", quality=q))  # type: ignore[misc]
-        made[f"jpeg-{quality}"] = {"fixed": float(size), "ms": spent}
+    for name, (codec, options) in FRAMES.items():
+
+        def code(codec: str = codec, options: Mapping[str, int] = options) -> Tensor:
+            return encode(picture, codec, **options)
+
+        made[name] = {"fixed": float(len(code().data)), "ms": milliseconds(code)}
     return made
 
 
