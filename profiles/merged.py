@@ -4,23 +4,26 @@
     python -m profiles.merged imagenette --data imagenette.tar --transport
 
 The first is the whole model with merging, off the shelf: Janus's schedule over alpha, the linear
-one and ToMe's fixed r, side by side at the tokens they leave. The second is every split with tokens
-sent as int8 and as fp16, next to exact ones: right answers, and answers that changed.
+one and ToMe's fixed r, side by side at the share of tokens that they merge away (mean over layers).
+The second is frames sent as JPEG, and every split with tokens sent as int8 and as fp16, next to
+exact ones. Differences are paired: the same photographs, with one standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from common import merging as schedules
-from common.codec import decode
+from common.codec import decode, encode
 from common.merging import Merges
 from common.profile import load
 from common.tokens import pack, restore
@@ -32,6 +35,8 @@ from server.serving import Serving
 
 ALPHAS = 12
 """About so many alphas of the grid are tried."""
+QUALITIES = (90, 75, 50)
+PRECISIONS = ("int8", "fp16")
 BATCH = 25
 Tokens = tuple[Tensor, Tensor]
 
@@ -53,55 +58,103 @@ def settings(layers: int, tokens: int) -> dict[str, Merges]:
     return named
 
 
+class Paired:
+    """Answers of several ways to the same photographs, next to one of them."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.right = Counter[str]()
+        self._gained = Counter[str]()
+        self._lost = Counter[str]()
+
+    def add(self, labels: Tensor, exact: Tensor, answers: Mapping[str, Tensor]) -> None:
+        """A batch: what is right, what the way to compare with says, and the others, [n] each."""
+        self.total += len(labels)
+        before = exact == labels
+        for way, answer in answers.items():
+            now = answer == labels
+            self.right[way] += int(now.sum())
+            self._gained[way] += int((now & ~before).sum())
+            self._lost[way] += int((before & ~now).sum())
+
+    def cells(self, way: str) -> str:
+        """Accuracy; answers that became right, and wrong; points gained, with one standard error.
+
+        Photographs answered alike by both tell nothing of the difference: McNemar's.
+        """
+        gained, lost = self._gained[way], self._lost[way]
+        gain = (gained - lost) / self.total
+        error = math.sqrt((gained + lost) / self.total - gain**2) / math.sqrt(self.total)
+        return (
+            f"{self.right[way] / self.total:.2%} | {gained} | {lost} "
+            f"| {100 * gain:+.2f} ± {100 * error:.2f}"
+        )
+
+
 def schedules_table(vit: VisionTransformer, data: photos.Photos) -> str:
-    """Accuracy of every schedule."""
+    """Accuracy of every schedule, next to no merging."""
     layers, tokens = len(vit.blocks), vit.pos_embed.shape[1]
-    named, right = settings(layers, tokens), Counter[str]()
-    for start, labels in _batches(vit, data):
-        for name, merges in named.items():
-            right[name] += _right(vit, merging.run(vit.blocks, *start, merges), labels)
+    named, paired = settings(layers, tokens), Paired()
+    for part in _batches(data):
+        start, labels = _start(vit, data.frames[part]), torch.from_numpy(data.labels[part])
+        answers = {
+            name: _answers(vit, merging.run(vit.blocks, *start, merges))
+            for name, merges in named.items()
+        }
+        paired.add(labels, answers["alpha 0"], answers)
     lines = [
-        "| schedule | merges | tokens left | mean tokens | accuracy |",
-        "|---|---|---:|---:|---:|",
+        "| schedule | merges | tokens left | merged away | accuracy | right now | wrong now "
+        "| points |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, merges in named.items():
         left = schedules.remaining(merges, tokens)
+        share = 1 - np.mean(left[:-1]) / tokens
         lines.append(
-            f"| {name} | {' '.join(map(str, merges))} | {left[-1]} | {np.mean(left[:-1]):.0f} "
-            f"| {right[name] / len(data):.2%} |"
+            f"| {name} | {' '.join(map(str, merges))} | {left[-1]} | {share:.1%} "
+            f"| {paired.cells(name)} |"
         )
     return "\n".join(lines)
 
 
 def transport_table(vit: VisionTransformer, data: photos.Photos, alphas: list[float]) -> str:
-    """Accuracy of every split and precision, against exact tokens."""
+    """Accuracy of frames as JPEG, and of every split and precision, next to exact ones."""
     layers, tokens = len(vit.blocks), vit.pos_embed.shape[1]
-    right, changed = Counter[tuple[object, ...]](), Counter[tuple[object, ...]]()
-    for start, labels in _batches(vit, data):
-        for alpha in alphas:
+    every = {alpha: Paired() for alpha in alphas}
+    ways: list[str] = []
+    for part in _batches(data):
+        frames, labels = data.frames[part], torch.from_numpy(data.labels[part])
+        sent = {f"frame as JPEG {q}": _start(vit, _as_jpeg(frames, q)) for q in QUALITIES}
+        exact = _start(vit, frames)
+        for alpha, paired in every.items():
             merges = schedules.schedule(alpha, layers, tokens)
-            exact = _answers(vit, merging.run(vit.blocks, *start, merges))
-            right[alpha, 0, "exact"] += int((exact == labels).sum())
-            reached = start
+            answers = {
+                way: _answers(vit, merging.run(vit.blocks, *start, merges))
+                for way, start in sent.items()
+            }
+            reached = exact
             for split, block in enumerate(vit.blocks, 1):
                 reached = merging.run([block], *reached, merges[split - 1 : split])
-                for precision in ("int8", "fp16"):
-                    sent = _sent(reached, precision)
-                    answers = _answers(vit, merging.run(vit.blocks[split:], *sent, merges[split:]))
-                    right[alpha, split, precision] += int((answers == labels).sum())
-                    changed[alpha, split, precision] += int((answers != exact).sum())
+                for precision in PRECISIONS:
+                    rest = vit.blocks[split:], *_sent(reached, precision), merges[split:]
+                    answers[f"split {split}, {precision}"] = _answers(vit, merging.run(*rest))
+            paired.add(labels, _answers(vit, reached), answers)
+            ways = list(answers)
     lines = [
-        "| alpha | split | exact | int8 | changed | fp16 | changed |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| alpha | sent | accuracy | right now | wrong now | points |",
+        "|---:|---|---:|---:|---:|---:|",
     ]
-    for alpha in alphas:
-        for split in range(1, layers + 1):
-            cells = [f"{right[alpha, 0, 'exact'] / len(data):.2%}"]
-            for precision in ("int8", "fp16"):
-                cells.append(f"{right[alpha, split, precision] / len(data):.2%}")
-                cells.append(f"{changed[alpha, split, precision]}")
-            lines.append(f"| {alpha:g} | {split} | {' | '.join(cells)} |")
+    lines += [
+        f"| {alpha:g} | {way} | {paired.cells(way)} |"
+        for alpha, paired in every.items()
+        for way in ways
+    ]
     return "\n".join(lines)
+
+
+def _as_jpeg(frames: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    """Frames [n, H, W, 3] as the server gets them."""
+    return np.stack([decode(encode(frame, "jpeg", quality=quality)) for frame in frames])
 
 
 def _sent(reached: Tokens, precision: str) -> Tokens:
@@ -117,15 +170,14 @@ def _answers(vit: VisionTransformer, reached: Tokens) -> Tensor:
     return vit.forward_head(*reached).argmax(1)
 
 
-def _right(vit: VisionTransformer, reached: Tokens, labels: Tensor) -> int:
-    return int((_answers(vit, reached) == labels).sum())
+def _start(vit: VisionTransformer, frames: npt.NDArray[np.uint8]) -> Tokens:
+    """Embedded frames [n, H, W, 3]."""
+    x = vit.embed(to_patches(frames))
+    return x, merging.unmerged(x)
 
 
-def _batches(vit: VisionTransformer, data: photos.Photos) -> Iterator[tuple[Tokens, Tensor]]:
-    for start in range(0, len(data), BATCH):
-        part = slice(start, start + BATCH)
-        x = vit.embed(to_patches(data.frames[part]))
-        yield (x, merging.unmerged(x)), torch.from_numpy(data.labels[part])
+def _batches(data: photos.Photos) -> Iterator[slice]:
+    return (slice(start, start + BATCH) for start in range(0, len(data), BATCH))
 
 
 @torch.inference_mode()
