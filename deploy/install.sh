@@ -10,10 +10,11 @@ set -eu
 
 usage() {
     cat <<'TEXT'
-usage: ./run install device|server [--prefix /opt/offboard] [--uninstall]
+usage: ./run install device|server [--prefix /opt/offboard] [--extra text] [--uninstall]
 
 Installs into PREFIX/device or PREFIX/server, writes /etc/offboard/*.toml if it is not there,
 checks it, and starts the service. Run it again to upgrade, or after editing the settings.
+--extra text: what a device needs for sentences; --extra tflite: for .tflite models. They stay.
 TEXT
 }
 
@@ -28,7 +29,7 @@ CONFIG=/etc/offboard
 UNITS=/etc/systemd/system
 MARK=.offboard
 
-role= prefix=/opt/offboard uninstall=
+role= prefix=/opt/offboard extra= uninstall=
 while [ $# -gt 0 ]; do
     case $1 in
     device | server) role=$1 ;;
@@ -38,6 +39,12 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --prefix=*) prefix=${1#--prefix=} ;;
+    --extra)
+        [ $# -gt 1 ] || fail "--extra needs a name: text or tflite"
+        extra="$extra $2"
+        shift
+        ;;
+    --extra=*) extra="$extra ${1#--extra=}" ;;
     --uninstall) uninstall=yes ;;
     -h | --help)
         usage
@@ -54,6 +61,12 @@ done
     usage >&2
     fail "device or server?"
 }
+for each in $extra; do
+    case $role/$each in
+    device/text | device/tflite) ;;
+    *) fail "--extra $each: a device takes text or tflite, a server nothing" ;;
+    esac
+done
 case $prefix in
 *[!A-Za-z0-9/._-]* | *..*) fail "--prefix $prefix: only letters, digits and / . _ - please" ;;
 /home* | /root* | /run* | /tmp* | /var/tmp*)
@@ -140,6 +153,13 @@ case $role in
 device) extras=device,device-onnx,camera parts='common device' ;;
 server) extras=server parts='common server' ;;
 esac
+# What was asked for once is kept on upgrade: the mark's first line says what is installed.
+had=$(head -n 1 "$home/$MARK" 2>/dev/null) || had=
+for each in text tflite; do
+    case " $extra ,$had," in
+    *" $each "* | *",device-$each,"*) extras=$extras,device-$each ;;
+    esac
+done
 
 umask 022
 mkdir -p "$home"
@@ -161,7 +181,7 @@ find "$home/app" -name __pycache__ -prune -exec rm -rf {} +
 chmod -R a+rX "$home/app" # the service is nobody in particular
 say "code in $home/app"
 
-needs=$("$python" --version && cat "$home"/app/*.cfg "$home"/app/*.toml "$home"/app/*.txt | cksum)
+needs=$(echo "$extras" && "$python" --version && cat "$home"/app/*.cfg "$home"/app/*.toml "$home"/app/*.txt | cksum)
 if [ "$(cat "$home/$MARK")" != "$needs" ]; then
     "$python" -m venv "$home/venv"
     # Wheels only: a board has no compiler, and a server needs none.

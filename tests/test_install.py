@@ -100,14 +100,31 @@ def test_a_prefix_that_cannot_work_is_refused(prefix: str, said: str, tools: Pat
     assert said in refused(tools, "device", "--prefix", prefix)
 
 
-@pytest.mark.parametrize("arguments", [(), ("both",), ("device", "--prefix"), ("device", "--now")])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("both",), ("device", "--prefix"), ("device", "--now"), ("device", "--extra")],
+)
 def test_wrong_arguments_are_refused(arguments: tuple[str, ...], tools: Path) -> None:
     assert refused(tools, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [("device", "--extra", "sound"), ("server", "--extra=text")])
+def test_an_extra_that_is_none_is_refused(arguments: tuple[str, ...], tools: Path) -> None:
+    assert "a device takes text or tflite" in refused(tools, *arguments)
 
 
 def test_what_is_not_installed_cannot_be_uninstalled(tools: Path) -> None:
     said = refused(tools, "device", "--uninstall", "--prefix", "/nonexistent/offboard")
     assert "no device is installed" in said
+
+
+def test_the_extras_are_those_of_the_packages() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    script = (DEPLOY / "install.sh").read_text()
+    (names,) = re.findall(r"for each in (\w+ \w+); do", script)
+    assert all(f"device-{name}" in extras and f"device/{name}" in script for name in names.split())
 
 
 def check(role: str, settings: Path) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from common import sockets
+from common.backoff import Backoff
 from common.client import Client, Pending, Reply
 from common.codec import decode
 from common.errors import Refused, Unavailable
@@ -529,6 +531,85 @@ def test_the_right_token_opens_the_cloud() -> None:
             assert value(await device.ask(query(3), deadline=WAIT)) == 3
 
     asyncio.run(main())
+
+
+class Longest(random.Random):
+    """Draws the longest pause there is, and notes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[float, float]] = []
+
+    def uniform(self, a: float, b: float) -> float:
+        self.drawn.append((a, b))
+        return b
+
+
+def test_a_cloud_that_closes_again_and_again_is_tried_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses = Longest()
+    monkeypatch.setattr("common.client.Backoff", lambda: Backoff(0.01, 0.08, pauses))
+    tried = 0
+
+    async def shut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tried
+        tried += 1
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(shut, "127.0.0.1", 0) as rude:
+            port = rude.sockets[0].getsockname()[1]
+            async with edge(port, Edge()) as near, Client.connect("127.0.0.1", near.port) as device:
+                await soon(lambda: len(pauses.drawn) >= 6)
+                assert tried <= len(pauses.drawn) + 1, "one attempt a pause"
+                assert value(await device.ask(cloud_ask(3), deadline=WAIT)) == 3 + OWN
+
+    asyncio.run(main())
+    assert [top for _, top in pauses.drawn[:6]] == [0.01, 0.02, 0.04, 0.08, 0.08, 0.08]
+
+
+def test_a_cloud_that_closes_soon_after_its_welcome_is_no_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses = Longest()
+    monkeypatch.setattr("common.client.Backoff", lambda: Backoff(0.01, 0.08, pauses))
+
+    async def main() -> None:
+        async with (
+            running({"scripted": Scripted()}) as far,
+            Proxy.to(far.port) as proxy,
+            edge(proxy.port, Edge()) as near,
+        ):
+            relay = near.service.relay
+            assert relay is not None
+            for _ in range(5):
+                await linked(near)
+                proxy.cut()
+                await soon(lambda: relay.trouble is not None)
+            await soon(lambda: len(pauses.drawn) >= 5)
+
+    asyncio.run(main())
+    assert [top for _, top in pauses.drawn[:5]] == [0.01, 0.02, 0.04, 0.08, 0.08]
+
+
+def test_a_cloud_that_refuses_is_left_alone_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = Longest()
+    monkeypatch.setattr("common.client.Backoff", lambda: Backoff(0.01, random=pauses))
+
+    async def main() -> None:
+        async with (
+            running({"scripted": Scripted()}, token="secret") as far,
+            edge(far.port, Edge(), token="guess") as near,
+            Client.connect("127.0.0.1", near.port) as device,
+        ):
+            await soon(lambda: bool(pauses.drawn))
+            reply = await device.ask(cloud_ask(3), deadline=WAIT)
+            assert value(reply) == 3 + OWN
+            assert "wrong token" in str(reply.result.degraded)
+
+    asyncio.run(main())
+    assert pauses.drawn == [(30.0, 60.0)]
 
 
 def test_an_answer_too_large_for_the_device_is_a_refusal() -> None:

@@ -17,7 +17,7 @@ from tests.netem.guest import prefer
 
 CACHE = debian.REPOSITORY / ".cache" / "systemd"
 PACKAGES = "systemd,systemd-sysv,python3,python3-venv"
-EXTRAS = ("device", "device-onnx", "camera", "server")
+EXTRAS = ("device", "device-onnx", "device-text", "camera", "server")
 NEEDED = {"linux.uml": "user-mode-linux", "debootstrap": "debootstrap", "unshare": "util-linux"}
 
 

@@ -109,7 +109,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     seen.before = tree(machine.root)
 
     print(installed(machine, "server"))
-    print(installed(machine, "device"))
+    print(installed(machine, "device", "--extra", "text"))
     _settle(machine, tmp_path_factory.mktemp("profile"), seen)
     _probe(machine)
     probe = machine.root / "srv/probe"
@@ -150,6 +150,9 @@ def _settle(machine: Machine, scratch: Path, seen: Seen) -> None:
     (folder / "device.toml").write_text(device)
     installed(machine, "server")
     installed(machine, "device")
+    # An extra asked for once outlives an upgrade.
+    said = machine.chroot(["/opt/offboard/device/venv/bin/python", "-c", "import tokenizers"])
+    assert said.returncode == 0, said.stdout
 
 
 def _refused(machine: Machine, role: str) -> tuple[int, str]:
