@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
@@ -67,16 +68,18 @@ class Scores:
         return int((hidden @ self.outer + self.outer_b).argmax())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Kept:
     """Adaptive pools that outlive the program, in `path`; where it cannot be written they do not.
 
+    They are written every second at most, and when the program ends or has no more use for them.
     `started`: the profile's pools, from which a missing or broken file starts again.
     """
 
     path: Path
     pools: Pools
     _written: float = field(default=-EVERY)
+    _last: weakref.finalize[[Path, Pools], Kept] | None = None
 
     @classmethod
     def of(cls, path: Path, started: Pools) -> Kept:
@@ -97,6 +100,8 @@ class Kept:
         """The nearest pool, which takes the sample in."""
         pool = self.pools.nearest(embedding)
         self.pools.add(embedding, pool)
+        if self._last is None:
+            self._last = weakref.finalize(self, _write, self.path, self.pools)
         now = time.monotonic()
         if now - self._written >= EVERY:
             self._written = now
@@ -104,15 +109,20 @@ class Kept:
         return pool
 
     def write(self) -> None:
-        """Write them aside and rename, so that a power cut leaves no half file."""
-        stream = io.BytesIO()
-        np.savez(stream, means=self.pools.means, counts=self.pools.counts)
-        part = self.path.with_suffix(".part")
-        try:
-            part.write_bytes(stream.getvalue())
-            part.replace(self.path)
-        except OSError as error:
-            log.warning("adapted pools cannot be kept in %s: %s", self.path, error.strerror)
+        """Write them now."""
+        _write(self.path, self.pools)
+
+
+def _write(path: Path, pools: Pools) -> None:
+    """Aside, and renamed, so that a power cut leaves no half file."""
+    stream = io.BytesIO()
+    np.savez(stream, means=pools.means, counts=pools.counts)
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(stream.getvalue())
+        part.replace(path)
+    except OSError as error:
+        log.warning("adapted pools cannot be kept in %s: %s", path, error.strerror)
 
 
 def load(path: Path) -> tuple[Pools, Scores | None]:

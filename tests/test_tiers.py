@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,19 @@ def test_adapted_pools_outlive_the_program(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.pools.means, kept.pools.means)
     assert list(again.pools.counts) == [3, 2, 2]
     assert [each.name for each in tmp_path.iterdir()] == ["pools.npz"]
+
+
+def test_what_came_since_the_last_write_is_written_when_nobody_needs_it_more(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pools.npz"
+    kept = Kept.of(path, started())
+    for _ in range(5):  # in much less than the second between two writes
+        kept.take(np.array([1.0, 1.0], np.float32))
+    assert list(Kept.of(path, started()).pools.counts) == [3, 2, 2]
+    del kept
+    gc.collect()
+    assert list(Kept.of(path, started()).pools.counts) == [7, 2, 2]
 
 
 def test_a_profile_s_own_pools_are_left_as_they_are(
