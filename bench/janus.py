@@ -3,6 +3,7 @@
     ./run bench janus --traces TRACES --quick
     ./run bench janus --traces TRACES --machines machines.json --json rows.json --docs docs
     ./run bench janus --traces TRACES --pair imagenette --data imagenette-val.tar --frames 100
+    ./run bench janus --traces TRACES --pair clips --frames 100
 
 TRACES is a folder of CSV files of t_s,mbps, named SCENARIO-... (5g-walking-..., mahimahi-...). The
 replay is pure simulation (`bench.scenarios` says of what) and takes minutes of one core; the real
@@ -24,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench import janus_page as page
-from bench import janus_pair, machines, pair, scenarios
-from bench.amot import subset
+from bench import janus_pair, machines, pair, scenarios, splits
 from bench.scenarios import BASELINES, OURS, PAPER, Row, World
 from bench.traces import Trace, folder
 from common import profile as profiles
@@ -195,14 +195,14 @@ def real(options: argparse.Namespace) -> list[Row]:
     traces = {name: every[name] for name in (names[:1] if options.quick else names)}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        source = subset(pair.extracted(options.data, "val"), options.frames, Path(scratch))
+        source = splits.labelled(profile.manifest, options.data, options.frames, Path(scratch))
         for row in janus_pair.measure(
-            profile, source, traces, options.requirements, LINKS["4G"][1]
+            profile, *source, traces, options.requirements, LINKS["4G"][1]
         ):
             rows.append(row)
             print(janus_pair.table(rows[-1:]).splitlines()[-1], flush=True)
     if options.docs is not None:
-        page.put(options.docs, {"pair": janus_pair.table(rows)})
+        page.put(options.docs, {f"pair {profile.name}": janus_pair.table(rows)})
     return rows
 
 
@@ -231,8 +231,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was asked for."""
     options = parser().parse_args(argv)
-    if options.pair and options.data is None:
-        parser().error("--pair needs --data: labelled photos")
     try:
         pair.write_json(real(options) if options.pair else simulated(options), options.json)
     except (OffboardError, ConfigError, OSError, ValueError) as error:

@@ -19,13 +19,13 @@ from bench.traces import Trace
 from common.errors import OffboardError
 from common.profile import Profile
 
-R = 26
-"""Merges of the baselines: of 197 tokens in 6 layers as large a part as ToMe's 13 in 12 layers."""
+TOME = 13 * 12 / 197
+"""Merges of the baselines in all layers, as a part of all tokens: ToMe's r = 13 of a ViT-B."""
 
 
-def methods(layers: int) -> dict[str, dict[str, Any]]:
-    """Name -> settings of the strategy `janus`."""
-    merged = {"schedule": "fixed", "r": R}
+def methods(layers: int, tokens: int) -> dict[str, dict[str, Any]]:
+    """Name -> settings of the strategy `janus`, for a model of so many layers and tokens."""
+    merged = {"schedule": "fixed", "r": round(TOME * tokens / layers)}
     return {
         "Device-Only": {"split": layers + 1, **merged},
         "Cloud-Only": {"split": 0, "frame": "lzw", **merged},
@@ -37,29 +37,32 @@ def methods(layers: int) -> dict[str, dict[str, Any]]:
 
 def measure(
     profile: Profile,
-    source: Path,
+    source: str,
+    truth: Mapping[str, str],
     traces: Mapping[str, Trace],
     requirements: Sequence[float],
     rtt: float,
 ) -> Iterator[Row]:
     """A row per trace, requirement (ms) and method: every frame of `source`, one after another.
 
-    Raises OffboardError if the profile's latencies were not measured.
+    `truth`: their labels by name; `rtt`: ms. Raises OffboardError if the profile's latencies were
+    not measured.
     """
     params = profile.manifest.params("janus")
     if "latency" not in params:
         raise OffboardError(f"no latencies: ./run measure {profile.name}")
-    truths = [pair.truth(path) for path in pair.pictures(source)]
+    every = methods(len(params["blocks"]), int(params["tokens"]))
     with pair.server(str(profile.directory)) as address:
         for name, trace in traces.items():
             for requirement in requirements:
-                for method, settings in methods(len(params["blocks"])).items():
+                for method, settings in every.items():
                     with running(address, Shape(rtt=rtt, up=trace)) as through:
                         began = time.monotonic()
                         answers = pair.stream(
-                            through, source, "janus", settings, deadline_ms=requirement
+                            through, Path(source), "janus", settings, deadline_ms=requirement
                         )
                         seconds = time.monotonic() - began
+                    truths = [truth[answer["frame"]] for answer in answers]
                     made = pair.summary(answers, truths, seconds=seconds, profile=profile.name)
                     yield made | predicted(answers) | {
                         "bench": "janus pair", "link": name, "method": method,

@@ -82,6 +82,22 @@ def rendered(folder: Path, count: int) -> dict[str, str]:
     return {path.name: clips.CLASSES[clips.label_of(path.name)] for path in written}
 
 
+def labelled(
+    manifest: Manifest, data: Path | None, count: int, folder: Path
+) -> tuple[str, dict[str, str]]:
+    """A source of `count` evaluation frames in `folder`, and their labels by name.
+
+    Clips are rendered; of photos `data` is a folder or a tar. Raises ConfigError without it.
+    """
+    if manifest.task == "watch":
+        return f"clips:{folder}", rendered(folder, count)
+    if data is None:
+        raise ConfigError(f"--profile {manifest.name} needs --data: labelled photos")
+    subset(pair.extracted(data, "val"), count, folder)
+    found = {str(p.relative_to(folder)): pair.truth(p) for p in pair.pictures(folder)}
+    return str(folder), {name: label or "" for name, label in found.items()}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -96,16 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         manifest = profiles.load(options.profile).manifest
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
             count = options.frames or (QUICK if options.quick else CLIPS)
-            if manifest.task == "watch":
-                source, truth = f"clips:{folder}", rendered(folder, count)
-            elif options.data is None:
-                raise ConfigError(f"--profile {options.profile} needs --data: labelled photos")
-            else:
-                subset(pair.extracted(options.data, "val"), count, folder)
-                found = {str(p.relative_to(folder)): pair.truth(p) for p in pair.pictures(folder)}
-                source, truth = scratch, {name: label or "" for name, label in found.items()}
+            source, truth = labelled(manifest, options.data, count, Path(scratch))
             print("| setting | accuracy | same | bytes up | device ms | server ms | p50 ms |")
             print("|---|---:|---:|---:|---:|---:|---:|")
             configs = configurations(manifest, options.quick)

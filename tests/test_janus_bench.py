@@ -133,11 +133,22 @@ def test_the_decision_is_timed_beside_the_papers(world: World) -> None:
 def test_bad_commands_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert janus.main(["--traces", str(tmp_path)]) == 2
     assert "no .csv trace" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        janus.main(["--traces", str(tmp_path), "--pair", "imagenette"])
+    (tmp_path / "a.csv").write_text("t_s,uplink_mbps\n0,1\n1,2\n")
+    assert janus.main(["--traces", str(tmp_path), "--pair", "imagenette"]) == 2
+    assert "needs --data" in capsys.readouterr().err
     (tmp_path / janus_page.PAGE).write_text("nothing")
     with pytest.raises(janus.OffboardError, match="has no lines"):
         janus_page.put(tmp_path, {"pair": "x"})
+
+
+def test_the_pairs_baselines_merge_as_large_a_part_as_tome() -> None:
+    for layers, tokens, r in ((12, 197, 13), (6, 197, 26), (6, 129, 17)):
+        every = janus_pair.methods(layers, tokens)
+        for name in (*BASELINES, scenarios.CLOUD_JPEG):
+            assert (every[name]["schedule"], every[name]["r"]) == ("fixed", r)
+        assert every[BASELINES[0]]["split"] == layers + 1
+        assert every[BASELINES[2]]["split"] == "fastest"
+        assert every[OURS] == {"split": "auto"}
 
 
 def test_what_the_pair_predicted_is_told_where_it_did() -> None:
