@@ -13,7 +13,7 @@ from the mean of the symbols to the left and above; of a sequence, from the one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,10 @@ MOST = 1 << 10
 BASES = np.array([*range(8), *(8 << n for n in range(RUNS - 8))], dtype=np.int64)
 EXTRA = np.array([*[0] * 8, *range(3, RUNS - 5)], dtype=np.int64)
 """The first run of a class, and the bits that say which one it is."""
-CLASS = np.searchsorted(BASES, np.arange(MOST), side="right") - 1
-REST = np.arange(MOST) - BASES[CLASS]
-WIDE = EXTRA[CLASS]
-"""Of each run its class, what that leaves open, and in how many bits."""
+CLASS = np.searchsorted(BASES, np.arange(MOST + 1), side="right") - 1
+REST = np.arange(MOST + 1) - BASES[CLASS]
+"""Of each run its class, and what that leaves open."""
+Bools = npt.NDArray[np.bool_]
 
 
 class Book:
@@ -42,7 +42,7 @@ class Book:
     bool [channels]. Raises ValueError if they are no such tables.
     """
 
-    def __init__(self, lengths: U8, zeros: U8, predicted: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, lengths: U8, zeros: U8, predicted: Bools) -> None:
         channels, items = lengths.shape
         self.levels = (items - 2) // RUNS + 1
         if (
@@ -56,11 +56,9 @@ class Book:
             raise ValueError("a book has code lengths, a zero and a mark for every channel")
         self._tables = {"lengths": lengths, "zeros": zeros, "predicted": predicted}
         self._end, self._rare = items - 2, items - 1
-        made = np.stack([codes(row) for row in lengths])
-        self._entries = (made << 8 | lengths).reshape(-1)
+        self._entries = np.stack([_entries(*each) for each in zip(lengths, zeros, strict=True)])
         self._next = [table(row) for row in lengths]
-        self._zeros, self._predicted = zeros, np.flatnonzero(predicted)
-        self._row = zeros[:, None]
+        self.zeros, self.predicted = zeros[:, None], np.flatnonzero(predicted)
 
     @classmethod
     def read(cls, file: Mapping[str, Any]) -> Book:
@@ -75,7 +73,7 @@ class Book:
     @property
     def channels(self) -> int:
         """How many channels there are codes for."""
-        return len(self._zeros)
+        return len(self.zeros)
 
     def longest(self, places: int) -> int:
         """No code of `places` symbols per channel takes more bytes."""
@@ -83,17 +81,30 @@ class Book:
 
     def encode(self, symbols: U8) -> bytes:
         """Symbols [channels, *grid], each below `levels`, as bits, channel after channel."""
-        flat = self._differences(symbols).reshape(self.channels, -1)
-        channel, item, run = items(flat, self._row, self.levels)
-        at = channel * (self._rare + 1)
-        entry = self._entries.take(at + item)
-        rare = np.flatnonzero(entry == 0)
-        if len(rare):
-            spelt = CLASS[run[rare]] << 8 | item[rare] % (self.levels - 1)
-            kept = self._entries[at[rare] + self._rare]
-            entry[rare] = ((kept >> 8) << 12 | spelt) << 8 | (kept & 255) + 12
-        wide = WIDE.take(run)
-        return _packed((entry >> 8) << wide | REST.take(run), (entry & 255) + wide)
+        made = symbols
+        if len(self.predicted):
+            made = symbols.copy()
+            made[self.predicted] = self.differences(symbols[self.predicted])
+        flat = made.reshape(self.channels, -1)
+        return self.code(flat != self.zeros, lambda at: flat.take(at, mode="clip"))
+
+    def code(self, told: Bools, symbols: Callable[[Ints], U8 | Ints]) -> bytes:
+        """The bits of what `told` [channels, places] says is not its channel's zero.
+
+        `symbols` gives those at flat places, differences where the channel is predicted; of a place
+        beyond the last, anything.
+        """
+        at, channel, run, ends = runs(told)
+        value, rest = symbols(at), REST.take(run)
+        value[ends], rest[ends] = self.zeros[:, 0], 0  # the code of a zero is that of the end
+        entry = self._entries.take((channel * RUNS + CLASS.take(run)) * self.levels + value)
+        return _packed((entry >> 8) + rest, entry & 255)
+
+    def differences(self, symbols: U8) -> U8:
+        """Of the symbols of predicted channels [c, *grid], what is coded."""
+        some = symbols.astype(np.int16)
+        made: U8 = ((some - expected(some)) % self.levels).astype(np.uint8)
+        return made
 
     def decode(self, data: bytes | bytearray | memoryview, *grid: int) -> U8:
         """The symbols uint8 [channels, *grid] in `data`. Raises ValueError if it is not theirs."""
@@ -106,10 +117,10 @@ class Book:
         for bit in range(LONGEST):
             windows = windows << 1 | padded[bit : bit + len(windows)]
         window, total = windows.tolist() + [0] * 64, len(bits)
-        symbols = np.repeat(self._row, places, axis=1)
+        symbols = np.repeat(self.zeros, places, axis=1)
         bases, wide, at = BASES.tolist(), EXTRA.tolist(), 0
         for channel, entries in enumerate(self._next):
-            zero, place, where, values = int(self._zeros[channel]), 0, [], []
+            zero, place, where, values = int(self.zeros[channel, 0]), 0, [], []
             while place < places:
                 if at >= total:
                     raise ValueError("the code ends early")
@@ -137,16 +148,8 @@ class Book:
             raise ValueError("the code is not as long as its symbols")
         return self._sums(symbols.reshape(-1, *grid))
 
-    def _differences(self, symbols: U8) -> U8:
-        if not len(self._predicted):
-            return symbols
-        made = symbols.copy()
-        some = symbols[self._predicted].astype(np.int16)
-        made[self._predicted] = (some - expected(some)) % self.levels
-        return made
-
     def _sums(self, symbols: U8) -> U8:
-        for channel in self._predicted:
+        for channel in self.predicted:
             rows = symbols[channel].reshape(-1, symbols.shape[-1]).tolist()
             above: list[int] = []
             for row in rows:
@@ -165,34 +168,47 @@ def expected(symbols: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
     guess[..., 1:] = symbols[..., :-1]
     if symbols.ndim == 3:
         guess[:, 1:, 0] = symbols[:, :-1, 0]
-        guess[:, 1:, 1:] = (symbols[:, 1:, :-1] + symbols[:, :-1, 1:] + 1) >> 1
+        inner = guess[:, 1:, 1:]
+        inner += symbols[:, :-1, 1:]
+        inner += 1
+        inner >>= 1
     return guess
 
 
-def items(symbols: U8, zeros: U8, levels: int) -> tuple[Ints, Ints, Ints]:
-    """The channel, item and run of all that is coded of symbols [channels, places], in order.
+def runs(told: Bools) -> tuple[Ints, Ints, Ints, Ints]:
+    """What is coded, in order: its flat place, its channel and the run of zeros before it.
 
-    `zeros` [channels, 1]. An end's run is 0.
+    `told` [channels, places]: what is not its channel's zero. After each channel stands an end,
+    whose place is the next channel's first, and whose code is empty where its run is; the fourth
+    array [channels] says where in the others they are.
     """
-    channels, places = symbols.shape
-    told = np.empty((channels, places + 1), dtype=bool)
-    np.not_equal(symbols, zeros, out=told[:, :places])
-    np.logical_not(told[:, -2], out=told[:, -1])  # an end stands for zeros up to the last place
-    found = np.flatnonzero(told)
-    channel, place = np.divmod(found.astype(np.int32), places + 1)
-    run = place.copy()
-    run[1:] -= place[:-1] + 1
-    fresh = np.flatnonzero(run < 0)  # the first of a channel
-    run[fresh] = place[fresh]
-    end = np.flatnonzero(place == places)
-    at = found - channel
-    at[end] = 0
-    value = symbols.reshape(-1).take(at).astype(np.int64)
-    value -= value > zeros.take(channel)
-    run[end] = 0
-    value += CLASS.take(run) * (levels - 1)
-    value[end] = RUNS * (levels - 1)
-    return channel.astype(np.int64), value, run.astype(np.int64)
+    channels, places = told.shape
+    closed = np.ones((channels, places + 1), dtype=bool)
+    closed[:, :places] = told
+    found = np.flatnonzero(closed)
+    channel = found // (places + 1)
+    run = found - 1
+    run[1:] -= found[:-1]
+    run[0] += 1
+    ends = found.searchsorted((places + 1) * np.arange(1, channels + 1) - 1)
+    return found - channel, channel, run, ends
+
+
+def _entries(lengths: U8, zero: int) -> Ints:
+    """Of each run class and symbol of a channel, code * 256 + bits [RUNS, levels].
+
+    In the code of a class there is room for what it leaves open. A zero's is that of the end, and
+    nothing where there is no run.
+    """
+    made, long = codes(lengths), lengths.astype(np.int64)
+    code, bits = (each[:-2].reshape(RUNS, -1) for each in (made, long))
+    group, value = np.indices(code.shape)
+    rare = made[-1] << 12 | group << 8 | value
+    wide = EXTRA[:, None]
+    code, bits = np.where(bits, code, rare) << wide, np.where(bits, bits, long[-1] + 12) + wide
+    entries = np.insert(code << 8 | bits, zero, made[-2] << 8 | long[-2], axis=1)
+    entries[0, zero] = 0
+    return entries
 
 
 def trained(symbols: U8, levels: int) -> Book:
@@ -216,9 +232,15 @@ def trained(symbols: U8, levels: int) -> Book:
 def _row(symbols: U8, levels: int) -> tuple[U8, int, float]:
     """Lengths and zero of one channel's best code for [n, places], and the bits that takes."""
     zero = int(np.bincount(symbols.reshape(-1)).argmax())
-    _, item, run = items(symbols, np.full((len(symbols), 1), zero, dtype=np.uint8), levels)
+    at, _, run, ends = runs(symbols != zero)
+    empty = int((run[ends] == 0).sum())
+    run[ends] = 0
+    value = symbols.reshape(-1).take(at, mode="clip").astype(np.int64)
+    item = CLASS[run] * (levels - 1) + value - (value > zero)
+    item[ends] = RUNS * (levels - 1)
     counts = np.bincount(item, minlength=RUNS * (levels - 1) + 2)
-    rare = counts < max(3, len(item) >> LONGEST + 1)
+    counts[-2] -= empty
+    rare: Bools = counts < max(3, (len(item) - empty) >> LONGEST + 1)
     rare[-2:] = False
     counts[-1] = counts[rare].sum()
     counts[-2:] += 1
@@ -230,13 +252,11 @@ def _row(symbols: U8, levels: int) -> tuple[U8, int, float]:
 
 
 def _packed(code: Ints, length: Ints) -> bytes:
-    """Codes of up to 33 bits, one after the other."""
-    ends = length.cumsum()
-    starts = ends - length
-    word = starts >> 5
-    shifted = code << (64 - length - (starts & 31))
-    size = int(ends[-1])
-    # No two codes share a bit, so adding is joining, and exact in 53 bits.
-    sums = np.bincount(word, shifted >> 32 & 0xFFFFFFFF, (size >> 5) + 2)
-    sums[1:] += np.bincount(word, shifted & 0xFFFFFFFF, (size >> 5) + 1)
-    return sums.astype(">u4").tobytes()[: -(-size // 8)]
+    """Codes of up to 64 bits, one after the other."""
+    stops = length.cumsum()
+    size = int(stops[-1])
+    bits, left = code.view(np.uint64), (-stops & 63).view(np.uint64)
+    first = stops.searchsorted(np.arange(1, size + 1, 64))  # to end in each word
+    words = np.bitwise_or.reduceat(bits << left, first)
+    words[:-1] |= bits[first[1:]] >> 1 >> 63 - left[first[1:]]  # what of it the word before holds
+    return words.astype(">u8").tobytes()[: -(-size // 8)]

@@ -12,7 +12,6 @@ the tables of `common.book`. NAME.onnx and NAME.tflite hold the convolution alon
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,36 @@ U8 = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
 """What is encoded: [*size, features] with one or two sides; a frame is uint8 [H, W, 3]."""
 Convolution = Callable[[Values], F32]
-"""[*size, features] -> float32 [C, *grid]."""
+"""[*size, features] -> float32 [C, *grid], an array of its own."""
 BINS = 4096
 
 
-@dataclass(frozen=True, slots=True)
 class Encoder:
-    """`convolve`, `quantize`, `code`: what lies at an offloading point becomes bits."""
+    """`convolve`, `quantize`, `book`: what lies at an offloading point becomes bits.
 
-    convolve: Convolution
-    quantize: Quantizer
-    book: Book
+    Raises ValueError if centres cannot be told apart.
+    """
+
+    def __init__(self, convolve: Convolution, quantize: Quantizer, book: Book) -> None:
+        self.convolve, self.quantize, self.book = convolve, quantize, book
+        if not np.array_equal(quantize(quantize.centres), np.arange(len(quantize.centres))):
+            raise ValueError("its centres do not ascend")
+        self._above, self._below = quantize.bounds[book.zeros], quantize.bounds[book.zeros + 1]
 
     def symbols(self, values: Values) -> U8:
         """The symbols uint8 [C, *grid] of [*size, features]."""
         return self.quantize(self.convolve(values))
 
     def __call__(self, values: Values) -> bytes:
-        """The code of its symbols."""
-        return self.book.encode(self.symbols(values))
+        """The code of its symbols, which are found only where they are not their channel's zero."""
+        y, quantize, rows = self.convolve(values), self.quantize, self.book.predicted
+        if len(rows):
+            # The difference that a symbol is coded by takes its place, as the centre it stands for.
+            y[rows] = quantize.centres[self.book.differences(quantize(y[rows]))]
+        flat = y.reshape(len(self._above), -1)
+        told = flat > self._below
+        told |= flat <= self._above
+        return self.book.code(told, lambda at: quantize(flat.take(at, mode="clip")))
 
 
 class Quantizer:
@@ -55,9 +65,12 @@ class Quantizer:
     A table over BINS bins gives, for any value in a bin, a centre that is not too high; as many
     comparisons as a bin has boundaries between centres make it exact. That is several times faster
     than a search for every value.
+
+    `bounds` [L + 1]: symbol i is above the i-th of them and not above the next.
     """
 
     def __init__(self, centres: F32) -> None:
+        self.centres = centres
         self._between = (centres[1:] + centres[:-1]) / 2
         low, high = float(self._between[0]), float(self._between[-1])
         # Bins far narrower than the values are large would fall to rounding.
@@ -69,7 +82,8 @@ class Quantizer:
         self._low = below[:BINS]
         reach = np.append(below[3:], len(self._between))
         self._steps = int((reach - self._low[: len(reach)].astype(int)).max())
-        self._above = np.append(self._between, np.inf).astype(np.float32)
+        self.bounds = np.concatenate(([-np.inf], self._between, [np.inf])).astype(np.float32)
+        self._above = self.bounds[1:]
 
     def __call__(self, y: F32) -> U8:
         """The index of the nearest centre, uint8, in the shape of `y`."""
@@ -89,12 +103,11 @@ def load(weights: Path, model: Path | None = None) -> Encoder:
     """
     try:
         with np.load(weights) as file:
-            kernel, bias, centres = (file[name] for name in ("kernel", "bias", "centres"))
-            shrink, book = int(file["shrink"]), Book.read(file)
+            kernel, bias, shrink = file["kernel"], file["bias"], int(file["shrink"])
+            convolve = by_matrix(kernel, bias, shrink) if model is None else by_runtime(model)
+            return Encoder(convolve, Quantizer(file["centres"]), Book.read(file))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{weights.name} is no encoder: {error}") from None
-    convolve = by_matrix(kernel, bias, shrink) if model is None else by_runtime(model)
-    return Encoder(convolve, Quantizer(centres), book)
 
 
 def by_runtime(model: Path) -> Convolution:
@@ -115,30 +128,31 @@ def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
         whole = _sums(values, shrink) if shrink > 1 else values
         *_, height, width, _ = (1, *whole.shape)
         rows, columns = height // tall, width // wide
-        cells = whole.reshape(rows, tall, columns, wide * features).transpose(0, 2, 1, 3)
-        places = cells.reshape(rows * columns, -1).astype(np.float32, copy=False)
-        y: F32 = flat @ places.T
+        places = np.empty((rows, columns, tall, wide * features), dtype=np.float32)
+        places[...] = whole.reshape(rows, tall, columns, -1).transpose(0, 2, 1, 3)
+        y: F32 = flat @ places.reshape(rows * columns, -1).T
         y += bias[:, None]
         return y.reshape(channels, *((rows, columns) if len(sides) == 2 else (columns,)))
 
     return convolve
 
 
-def _sums(frame: U8, side: int) -> F32:
-    """The sums of `side` x `side` pixels of [H, W, features], side^2 times their means.
+def _sums(frame: U8, side: int) -> npt.NDArray[np.uint16]:
+    """The sums of `side` x `side` pixels (up to 16) of [H, W, features], side^2 times their means.
 
-    Rows are added whole, then columns one feature at a time: long strides, no short inner loops.
+    Rows are added whole, then pixels beside each other, all at once: most of those sums are of no
+    use, but long runs of them take less time than short ones.
     """
     height, width, features = frame.shape
     lines = frame.reshape(height, width * features)
     rows = lines[::side].astype(np.uint16)
     for row in range(1, side):
         rows += lines[row::side]
-    columns = rows.reshape(-1, side * features)
-    sums = np.empty((len(columns), features), dtype=np.float32)
+    flat = rows.reshape(-1)
+    beside = flat.copy()
+    for column in range(1, side):
+        beside[: -column * features] += flat[column * features :]
+    sums = np.empty((len(flat) // (side * features), features), dtype=np.uint16)
     for feature in range(features):
-        into = sums[:, feature]
-        np.add(columns[:, feature], columns[:, features + feature], out=into, casting="unsafe")
-        for column in range(2, side):
-            into += columns[:, column * features + feature]
+        sums[:, feature] = beside[feature :: side * features]
     return sums.reshape(height // side, width // side, features)

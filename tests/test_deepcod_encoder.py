@@ -78,12 +78,25 @@ def test_the_files_are_small(files: Path) -> None:
         assert path.stat().st_size < 16_000
 
 
-def test_the_code_holds_the_symbols(model: DeepCOD, files: Path) -> None:
+@pytest.mark.parametrize("predicted", [0.0, 0.5, 1.0])
+def test_the_code_holds_the_symbols(files: Path, predicted: float) -> None:
     made = encoder.load(files / "e.npz")
+    tables = made.book.tables
+    channels = len(tables["zeros"])
+    told = book.Book.read({**tables, "predicted": np.arange(channels) < predicted * channels})
+    made = encoder.Encoder(made.convolve, made.quantize, told)
     for frame in frames(3, seed=9):
+        symbols = made.symbols(frame)
         code = made(frame)
-        again = made.book.decode(code, 28, 28)
-        assert np.array_equal(again, made.symbols(frame))
+        assert code == told.encode(symbols)
+        assert np.array_equal(told.decode(code, 28, 28), symbols)
+
+
+def test_sums_are_of_all_pixels() -> None:
+    for side in (2, 3, 16):
+        frame = np.random.default_rng(side).integers(250, 256, (2 * side, 3 * side, 3), np.uint8)
+        wanted = frame.reshape(2, side, 3, side, 3).sum((1, 3))
+        assert np.array_equal(encoder._sums(frame, side), wanted)
 
 
 def test_what_is_no_encoder_is_named(tmp_path: Path, files: Path) -> None:
@@ -92,6 +105,11 @@ def test_what_is_no_encoder_is_named(tmp_path: Path, files: Path) -> None:
         encoder.load(tmp_path / "e.npz")
     np.savez(tmp_path / "e.npz", kernel=np.zeros((8, 24, 2), np.float32))
     with pytest.raises(ConfigError, match=r"e\.npz is no encoder"):
+        encoder.load(tmp_path / "e.npz")
+    with np.load(files / "e.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "e.npz", **arrays | {"centres": np.zeros_like(arrays["centres"])})
+    with pytest.raises(ConfigError, match="do not ascend"):
         encoder.load(tmp_path / "e.npz")
 
 
