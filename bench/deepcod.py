@@ -12,6 +12,7 @@ rows whose column `link` names a shaped link were really executed over one (`ben
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import statistics
@@ -22,6 +23,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from bench import link, pair, points, points_page
 from bench.pair import Row
@@ -34,7 +38,7 @@ from common.profile import Profile
 from device.bundle import Bundle
 from device.content import reader
 from device.strategies import deepcod
-from device.strategy import Frame, Plan
+from device.strategy import Frame, Pixels, Plan
 
 QUICK, SHAPED = 100, 40
 """Frames of a quick run, and over each shaped link."""
@@ -131,7 +135,8 @@ def shaped(configs: Sequence[Config], rows: Sequence[Row]) -> list[Config]:
 def encoding(profile: Profile, frames: Sequence[Path], rounds: int = 5) -> list[Row]:
     """CPU of DeepCOD's encoding at each point and rate, as a ratio to one JPEG of the frame.
 
-    The two take turns, frame by frame, so that what else this machine does falls on both.
+    JPEG is made twice: by libjpeg-turbo as such (simplejpeg, what this project sends) and by
+    Pillow. All take turns, frame by frame, so that what else this machine does falls on each.
     """
     if profile.manifest.task == "listen":
         return []
@@ -143,20 +148,35 @@ def encoding(profile: Profile, frames: Sequence[Path], rounds: int = 5) -> list[
     for point in profile.manifest.params("deepcod").get("points", ()):
         for rate in range(1, len(point["rates"]) + 1):
             plan = Plan("deepcod", {"point": point["name"], "rate": rate})
-            ours: list[float] = []
-            theirs: list[float] = []
-            for frame in seen * rounds:
-                ours.append(cpu_ms(partial(_encoded, device, frame, plan)))
-                theirs.append(cpu_ms(partial(encode, frame.pixels, "jpeg", quality=QUALITY)))
-            ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+            ours, theirs, pillow = (
+                np.array(each)
+                for each in zip(
+                    *(
+                        (
+                            cpu_ms(partial(_encoded, device, frame, plan)),
+                            cpu_ms(partial(encode, frame.pixels, "jpeg", quality=QUALITY)),
+                            cpu_ms(partial(_pillow, frame.pixels)),
+                        )
+                        for frame in seen * rounds
+                    ),
+                    strict=True,
+                )
+            )
             made.append({
                 "bench": "deepcod", "profile": profile.name, "strategy": "deepcod",
                 "config": f"{point['name']} deepcod {rate}", "link": "none", "n": len(ours),
                 "method": "encoding", "point": point["name"], "rate": rate,
-                "device_ms": statistics.median(ours), "jpeg_ms": statistics.median(theirs),
-                "ratio": statistics.median(ratios),
+                "device_ms": float(np.median(ours)), "jpeg_ms": float(np.median(theirs)),
+                "pillow_ms": float(np.median(pillow)), "ratio": float(np.median(ours / theirs)),
+                "pillow_ratio": float(np.median(ours / pillow)),
             })  # fmt: skip
     return made
+
+
+def _pillow(pixels: Pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=QUALITY)
+    return stream.getvalue()
 
 
 def _encoded(device: deepcod.DeepCod, frame: Frame, plan: Plan) -> Query:

@@ -109,10 +109,11 @@ def executed(rows: Sequence[Row]) -> str:
 
 def encoding(rows: Sequence[Row]) -> str:
     """CPU of encoding as a ratio to one JPEG of the frame."""
-    lines = ["| point | rate | encoding | JPEG | ratio |", "|---|---:|---:|---:|---:|"]
+    lines = ["| point | rate | encoding | JPEG | ratio | JPEG by Pillow | ratio |",
+             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     lines += [
         f"| {row['point']} | {row['rate']} | {row['device_ms']:.2f} ms | {row['jpeg_ms']:.2f} ms "
-        f"| {row['ratio']:.2f} |"
+        f"| {row['ratio']:.2f} | {row['pillow_ms']:.2f} ms | {row['pillow_ratio']:.2f} |"
         for row in rows
         if row["method"] == "encoding"
     ]
