@@ -32,6 +32,8 @@ RATE = 0.006
 """What a bit of a symbol may cost of the mean square error, of pictures in [-1, 1]."""
 STEP = 1.0
 """Distance between centres at the start."""
+CROP = 112
+"""Pixels to a side of what a step sees of a frame: all layers are convolutions, and see no more."""
 FILE = "device/autoencoder.onnx"
 FRAME, SIGNAL = "frame", "signal"
 
@@ -42,12 +44,13 @@ def train(
     """A trained model, fit to be served, and the seconds it took. `frames`: uint8 [n, H, W, 3]."""
     torch.manual_seed(seed)
     model = AutoEncoder(config)
-    middle = (config.levels - 1) / 2
+    middle, side = (config.levels - 1) / 2, min(CROP, *frames.shape[1:3])
     with torch.no_grad():
         model.quantizer.centres.copy_((torch.arange(config.levels) - middle) * STEP)
 
     def loss(tick: Tick) -> tuple[Tensor, dict[str, float]]:
-        chosen = frames[tick.indices]
+        top, left = (int(tick.rng.integers(each - side + 1)) for each in frames.shape[1:3])
+        chosen = frames[tick.indices, top : top + side, left : left + side]
         x = to_signal(chosen[:, :, ::-1] if tick.rng.random() < 0.5 else chosen)
         restored, bits = model(x)
         error = F.mse_loss(restored, coarser(x, 2))
@@ -116,7 +119,7 @@ def stage(job: Job, name: str, config: AutoEncoderConfig, frames: U8, held: Phot
     `profiles.offloading` makes the strategy that takes them.
     """
     model, seconds = train(
-        config, frames, job.checkpoint("autoencoder"), job.minutes(20), job.seed, job.resume
+        config, frames, job.checkpoint("autoencoder"), job.minutes(40), job.seed, job.resume
     )
     save_weights(model, job.weights("autoencoder"))
     served = load_model(job.weights("autoencoder"), "autoencoder", asdict(config))
