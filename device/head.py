@@ -6,7 +6,7 @@ is first needed: a device that sends its frames after two blocks never holds the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class Head:
         self._block(self.layers - 1)
         _ = self._final
 
-    def run(self, pixels: Pixels, merges: Sequence[int]) -> tuple[F32, F32]:
-        """Tokens [n, d] and their sizes [n] after len(merges) blocks, the i-th merging so many.
+    def run(self, pixels: Pixels, merges: Iterable[int]) -> tuple[F32, F32]:
+        """Tokens [n, d] and their sizes [n] after as many blocks, the i-th merging so many.
 
         Raises ConfigError for a part that cannot be loaded.
         """
@@ -48,9 +48,9 @@ class Head:
         return self.go_on(tokens, np.ones(len(tokens), np.float32), merges)
 
     def go_on(
-        self, tokens: F32, sizes: F32, merges: Sequence[int], after: int = 0
+        self, tokens: F32, sizes: F32, merges: Iterable[int], after: int = 0
     ) -> tuple[F32, F32]:
-        """Tokens and sizes behind block `after` to those behind len(merges) blocks more."""
+        """Tokens and sizes behind block `after` to those behind as many blocks more as `merges`."""
         for place, r in enumerate(merges, after):
             given = {"tokens": tokens, "sizes": sizes, "merge": np.array([r], np.int64)}
             tokens, sizes = self._block(place).run(["tokens.out", "sizes.out"], given)

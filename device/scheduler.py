@@ -61,7 +61,7 @@ class Decision:
     """How to answer one frame, and what that is predicted to take, in milliseconds.
 
     `split`: see the module's text; `coding`: of what is sent, None if nothing is. `at`: the
-    configuration's indices in `Costs`.
+    configuration's indices in `Costs`. `beside`: the device answers by itself at the same time.
     """
 
     alpha: float
@@ -72,6 +72,7 @@ class Decision:
     server_ms: float
     meets: bool
     at: tuple[int, int, int] = (0, 0, 0)
+    beside: bool = False
 
     @property
     def total_ms(self) -> float:

@@ -1,6 +1,6 @@
 """From frame to frame: what Janus's scheduler is told of the link and of both machines. Pure.
 
-Three things beyond the paper's harmonic mean, each kept because it won in replay (`bench janus`):
+Four things beyond the paper's harmonic mean, each kept because it won in replay (`bench janus`):
 
 - The next transfer is predicted by the last. A plan that leaves the device no time to answer by
   itself, should the link fail it, must hold at the slowest of the last TRANSFERS, too.
@@ -9,6 +9,8 @@ Three things beyond the paper's harmonic mean, each kept because it won in repla
 - A device that sends nothing learns nothing. What is expected of a link that was slow doubles every
   DOUBLE ms: to what the profiled link has, and after a long silence beyond. So it is tried again,
   little first.
+- As long as what was sent last was given up, a try costs no time: the device answers the frame by
+  itself `beside` it, and the answer that is there first is taken.
 
 Milliseconds and bytes throughout; `now` is an argument.
 """
@@ -19,6 +21,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from statistics import median_low
+
+import numpy as np
 
 from device.measured import Measured
 from device.scheduler import Costs, Decision, Scheduler, costs
@@ -55,6 +59,7 @@ class Steering:
     slack: float = SLACK
     _rates: deque[float] = field(default_factory=lambda: deque(maxlen=TRANSFERS))
     _seen: float = 0.0
+    _failed: bool = False
     _heads: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=RUNS))
     _tails: deque[float] = field(default_factory=lambda: deque([1.0], maxlen=RUNS))
     _queues: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=RUNS))
@@ -70,16 +75,22 @@ class Steering:
             rate = min(self.prior, rate * 2.0**quiet)
         rate *= 2.0 ** min(max(0.0, quiet - FRESH), LIMIT)
         chosen = self._at(rate, requirement, rtt)
-        if self._sends(chosen) and not self._hedged(chosen, requirement):
-            chosen = self._at(min(rate, min(self._rates, default=rate)), requirement, rtt)
-        return chosen
+        if not self._sends(chosen):
+            return chosen
+        if self._failed:
+            return self._try(chosen, rate, requirement, rtt)
+        if self._hedged(chosen, requirement):
+            return chosen
+        return self._at(min(rate, min(self._rates, default=rate)), requirement, rtt)
 
     def patience(self, chosen: Decision, requirement: float) -> float:
         """Milliseconds from the frame's beginning after which its answer is not waited for.
 
         What the device needs to finish before the requirement; all of it if that is before the
-        answer is due.
+        answer is due. The device's own answer, if it is at work on one beside.
         """
+        if chosen.beside:
+            return self._alone(chosen, requirement)
         wait = requirement - self.finishing(chosen, 0.0)[1]
         return wait if wait >= chosen.total_ms else max(requirement, chosen.device_ms)
 
@@ -87,7 +98,7 @@ class Steering:
         """(index of alpha, ms) with which the device answers by itself, having run its part.
 
         Behind a layer it goes on with what was to merge on the server. A frame that was sent whole
-        it begins anew, merging as little as `left` ms to the requirement allow.
+        it begins anew, as the scheduler would with `left` ms to the requirement.
         """
         alpha, split, coding = chosen.at
         alone = len(self.costs.splits) - 1
@@ -96,21 +107,24 @@ class Steering:
             rest = float(self.costs.device[alpha, alone, 0] - ran) * self.load
             return alpha, max(0.0, rest)
         times = self.costs.device[:, alone, 0] * self.load
-        enough = (times <= left).nonzero()[0]
-        least = int(enough[0]) if len(enough) else int(times.argmin())
-        return least, float(times[least])
+        loss = np.where(times <= left, self.costs.loss[:, alone, 0], np.inf)
+        if not np.isinf(loss.min()):
+            times = np.where(loss <= loss.min() + self.slack, times, np.inf)
+        best = int(times.argmin())
+        return best, float(times[best])
 
     def answered(self, now: float, size: float, took: float) -> None:
         """A transfer of `size` bytes took so long, the server's time and the round trip taken out.
 
         Its answer came back at `now`.
         """
-        self._rates.append(size / max(took, 0.01))
-        self._seen = now
+        self._heard(now, size, took)
+        self._failed = False
 
     def gave_up(self, now: float, size: float, waited: float) -> None:
         """So long after `size` bytes were sent their answer was not back."""
-        self.answered(now, ARRIVED * size, waited)
+        self._heard(now, ARRIVED * size, waited)
+        self._failed = True
 
     def framed(self, chosen: Decision, size: float) -> None:
         """A frame sent whole took `size` bytes: others are taken to differ from profiled alike."""
@@ -140,6 +154,24 @@ class Steering:
     def queue(self) -> float:
         """Milliseconds that the server lets a query wait."""
         return _recent(self._queues)
+
+    def _heard(self, now: float, size: float, took: float) -> None:
+        self._rates.append(size / max(took, 0.01))
+        self._seen = now
+
+    def _try(self, chosen: Decision, rate: float, requirement: float, rtt: float) -> Decision:
+        """What is back before the device's own answer, and that in time; else the device alone."""
+        alone = self._alone(chosen, requirement)
+        if chosen.total_ms > alone:
+            chosen = self._at(rate, alone, rtt)
+            alone = self._alone(chosen, requirement)
+        if self._sends(chosen) and chosen.total_ms <= alone <= requirement:
+            return replace(chosen, beside=True)
+        return self._at(0.0, requirement, rtt)
+
+    def _alone(self, chosen: Decision, requirement: float) -> float:
+        """When the device's own answer is there, if it goes on when it has sent what it sends."""
+        return chosen.device_ms + self.finishing(chosen, requirement - chosen.device_ms)[1]
 
     def _at(self, rate: float, requirement: float, rtt: float) -> Decision:
         return self._scheduler.decide(

@@ -263,8 +263,10 @@ def _frame(
     if latency <= wait:
         policy.answered(now + latency, size, link - setting.rtt)
         return Frame(now, latency, device, link, server, chosen, loss, size), free
-    again, rest = policy.finishing(chosen, setting.requirement - wait)
+    began = device if chosen.beside else wait
+    again, rest = policy.finishing(chosen, setting.requirement - began)
     alone = float(costs.loss[again, len(costs.splits) - 1, 0])
     policy.gave_up(now + wait, size, wait - device)
-    spent = Frame(now, wait + rest, device + rest, wait - device, 0.0, chosen, alone, size, True)
-    return spent, free
+    link = 0.0 if chosen.beside else wait - device
+    ended = device + link + rest
+    return Frame(now, ended, device + rest, link, 0.0, chosen, alone, size, True), free

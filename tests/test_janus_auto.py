@@ -170,6 +170,25 @@ def test_what_a_failed_split_finishes_is_what_the_server_would_have(
     assert local.prob == pytest.approx(remote.prob, abs=2e-3)
 
 
+@pytest.mark.parametrize("reply", ["served", "lost"])
+def test_after_a_failure_the_device_works_beside_the_try(
+    strategy: janus.Janus, profile: Profile, reply: str
+) -> None:
+    steering = strategy.steering
+    assert steering is not None
+    steering.gave_up(time.monotonic() * 1e3 - 1e5, 1e4, 1.0)
+    asked = strategy.infer(frame(profile), Plan("janus", AUTO, 1000.0, link=FAST))
+    query = next(asked)
+    assert query.ms_left < 1000
+    if reply == "lost":
+        answer = finished(asked, Unavailable("gone"))
+        assert (answer.source, answer.degraded) == ("device", "server: gone")
+        assert steering.decide(time.monotonic() * 1e3 + 1e5, 1000.0, 2.0).beside
+    else:
+        assert finished(asked, served(profile, query)).source == "server"
+        assert not steering.decide(time.monotonic() * 1e3, 1000.0, 2.0).beside
+
+
 def test_a_slow_link_leaves_the_device_alone(strategy: janus.Janus, profile: Profile) -> None:
     steering = strategy.steering
     assert steering is not None

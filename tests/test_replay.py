@@ -137,6 +137,19 @@ def test_what_was_given_up_is_finished_in_time_and_holds_up_the_link() -> None:
     assert any(f.server > 0 for f in frames if f.start > 2500)
 
 
+def test_after_a_failure_the_device_answers_beside_what_it_tries() -> None:
+    """An outage violates nothing, and a try in it takes as long as the device alone."""
+    uplink = steps(*[40.0] * 20, *[0.0] * 60, *[40.0] * 20)
+    frames = replay(Steered(table(), SETTING.prior), uplink, SETTING)
+    tries = [frame for frame in frames if frame.chosen.beside]
+    failed = [frame for frame in tries if frame.gave_up]
+    assert failed
+    assert len(tries) > len(failed)
+    for frame in failed:
+        assert frame.latency == pytest.approx(frame.device)
+        assert frame.latency <= SETTING.requirement + 1e-6
+
+
 def test_prediction_and_time_agree_on_a_steady_link() -> None:
     for policy in (Oracle(table()), Steered(table(), SETTING.prior)):
         frames = replay(policy, steps(8.0, each=3000), SETTING)[2:]

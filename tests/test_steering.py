@@ -8,7 +8,7 @@ import pytest
 
 from device.machine import Machine
 from device.scheduler import Coding, Costs, Decision, Scheduler, Shape, costs
-from device.steering import DOUBLE, Steering
+from device.steering import ARRIVED, DOUBLE, SLACK, Steering
 
 DEVICE = Machine((1, 33, 65), (0.5, 12.0, 25.0), (0.1, 0.2, 0.4), first=3.0, last=1.0)
 SERVER = Machine((1, 33, 65), (0.2, 0.6, 1.2), first=0.3, last=0.1)
@@ -81,11 +81,15 @@ def test_what_leaves_no_time_must_hold_at_the_slowest_of_the_last(table: Costs) 
     assert alone(wary.decide(0.0, requirement, RTT))
 
 
-def test_a_frame_that_was_sent_is_begun_anew_with_as_few_merges_as_time_allows(
+def test_a_frame_that_was_sent_is_begun_anew_as_the_scheduler_would(
     steering: Steering, table: Costs
 ) -> None:
     sent = steering.decide(0.0, ENOUGH, RTT)
     assert sent.split == 0
+    for left in (60.0, 120.0, 1000.0):
+        chosen = Scheduler(table, steering.slack).decide(0.0, left, RTT)
+        assert steering.finishing(sent, left) == (chosen.at[0], pytest.approx(chosen.device_ms))
+    steering.slack = 0.0
     times = [steering.finishing(sent, left) for left in (60.0, 120.0, 1000.0)]
     assert [alpha for alpha, _ in times] == sorted((alpha for alpha, _ in times), reverse=True)
     assert times[-1] == (0, pytest.approx(table.device[0, 9, 0]))
@@ -104,6 +108,47 @@ def test_behind_a_layer_the_device_goes_on_where_it_stopped(
     alpha, rest = steering.finishing(chosen, 10.0)
     assert alpha == 3
     assert rest == pytest.approx(table.device[3, 9, 0] - table.device[at])
+
+
+def test_a_try_after_a_failure_costs_no_time(steering: Steering, table: Costs) -> None:
+    """The device answers beside it, for as long as nothing came back."""
+    assert not steering.decide(0.0, ENOUGH, RTT).beside
+    steering.gave_up(0.0, 20_000.0, 100.0)
+    later = 10 * DOUBLE
+    tried = steering.decide(later, ENOUGH, RTT)
+    assert (tried.split, tried.beside) == (0, True)
+    _, own = steering.finishing(tried, ENOUGH - tried.device_ms)
+    assert steering.patience(tried, ENOUGH) == pytest.approx(tried.device_ms + own)
+    assert tried.total_ms <= tried.device_ms + own
+    steering.answered(later, 20_000.0, 20.0)
+    assert not steering.decide(later, ENOUGH, RTT).beside
+
+
+def test_what_the_device_answers_sooner_is_not_tried() -> None:
+    """Nor does it merge more than it must, then."""
+    coding = Coding("int8", 200.0, 20.0)
+    ends = costs(Shape(8, 65), DEVICE, SERVER, (coding,), (FRAME,), splits=(0, 9))
+    scheduler = Scheduler(ends, SLACK)
+    requirement = 0.8 * ends.device[0, 1, 0]
+    own = scheduler.decide(0.0, requirement, RTT)
+    rate = 20_000.0 / (requirement - RTT - 10.0)
+    later = scheduler.decide(rate, requirement, RTT)
+    assert (later.split, own.total_ms < later.total_ms) == (0, True)
+    steering = Steering(ends, PRIOR)
+    steering.gave_up(0.0, rate / ARRIVED, 1.0)
+    assert steering.decide(0.0, requirement, RTT) == own
+
+
+def test_a_try_leaves_the_device_an_answer_in_time(table: Costs) -> None:
+    """Behind a layer it cannot merge more than it began with."""
+    steering = Steering(table, PRIOR)
+    whole = table.device[0, 9, 0]
+    for requirement in (0.6 * whole, 0.8 * whole, 1.2 * whole, 10 * whole):
+        for rate in (50.0, 150.0, 300.0, 600.0, 2000.0):
+            steering.gave_up(0.0, rate, 1.0)
+            chosen = steering.decide(1.0, requirement, RTT)
+            assert chosen.beside == (not alone(chosen))
+            assert steering.patience(chosen, requirement) <= requirement + 1e-9
 
 
 def test_a_loaded_device_and_a_slow_server_are_seen(steering: Steering) -> None:

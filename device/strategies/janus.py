@@ -6,8 +6,9 @@ N + 1, where the device answers alone. Only where tokens merge does a later spli
 
 With split=auto, the default of a profile that was measured, `device.steering` decides for each
 frame. Where the server does not answer in the time that leaves the device its own, the device
-finishes the frame. With split=fastest merging stays as it is set and the split of least predicted
-latency is taken: Neurosurgeon on a vision transformer, a baseline.
+finishes the frame; where the link has failed before, it begins at once. With split=fastest merging
+stays as it is set and the split of least predicted latency is taken: Neurosurgeon on a vision
+transformer, a baseline.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common.errors import ConfigError, Refused, Unavailable
 from common.merging import Merges
 from common.messages import NO_DEADLINE, Query
 from common.tokens import pack
+from device.beside import Beside, Steps, every
 from device.bundle import Bundle
 from device.content import View, view
 from device.head import Head
@@ -177,18 +179,25 @@ class Janus:
             steering.ran(float(steering.costs.device[chosen.at]), sent - began)
         wait = steering.patience(chosen, left) - (sent - began)
         limit = NO_DEADLINE if math.isinf(wait) else max(1, int(wait))
+
+        def finish(steps: Steps) -> State:
+            if state is not None:
+                return self.head.go_on(*state, steps(merges[chosen.split :]), chosen.split)
+            alpha, _ = steering.finishing(chosen, left - (time.monotonic() * 1e3 - began))
+            again = merging.schedule(steering.costs.alphas[alpha], layers, self.total)
+            return self.head.run(self.view(frame), steps(again))
+
+        beside = Beside(finish) if chosen.beside else None
         try:
             result = yield replace(query, ms_left=limit)
         except (Refused, Unavailable) as error:
             now = time.monotonic() * 1e3
             steering.gave_up(now, size, max(now - sent, chosen.link_ms))
-            if state is None:
-                alpha, _ = steering.finishing(chosen, left - (now - began))
-                again = merging.schedule(steering.costs.alphas[alpha], layers, self.total)
-                state = self.head.run(self.view(frame), again)
-            else:
-                state = self.head.go_on(*state, merges[chosen.split :], chosen.split)
-            return stamped(self._alone(state, f"server: {error}"))
+            done = beside.result() if beside else finish(every)
+            return stamped(self._alone(done, f"server: {error}"))
+        finally:
+            if beside:
+                beside.stop()
         now = time.monotonic() * 1e3
         steering.answered(now, size, now - sent - result.server_ms - rtt)
         computed = result.server_ms - result.queue_ms
