@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from common.codec import encode
 from common.errors import ConfigError
-from common.messages import Query
+from common.messages import Query, Tensor
 from device import encoder, inference
 from device.bundle import Bundle
 from device.content import View, signal
@@ -65,7 +62,7 @@ class DeepCod:
             best = choose(self.choices(rate), plan.link, self.cold)
             point, rate = best.point, best.rate
         code = self.encoder(point, rate, runtime)(self.values(frame, point, runtime))
-        tensors = {"code": encode(np.frombuffer(code, dtype=np.uint8))}
+        tensors = {"code": Tensor(code, "uint8", (len(code),))}
         sent = {"point": point, "rate": rate}
         result = yield Query(NAME, "symbols", params=sent, tensors=tensors)
         return Answer.of_result(result, self.bundle.manifest.classes, strategy=NAME, rounds=1)
