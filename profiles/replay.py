@@ -200,9 +200,9 @@ class Oracle(Policy):
         server = np.broadcast_to(costs.server[:, :, None], costs.size.shape)
         away = np.broadcast_to(costs.remote[:, None], costs.size.shape)
         tables = (costs.device, server, costs.size, costs.loss, away)
-        self._device, self._server, self._size, self._loss, self._away = (
-            each.reshape(-1) for each in tables
-        )
+        flat = np.stack([each.reshape(-1) for each in tables])
+        self._kept = undominated(flat)
+        self._device, self._server, self._size, self._loss, self._away = flat[:, self._kept]
 
     def choose(self, now: float, uplink: Uplink, setting: Setting) -> Decision:
         """The best of what will happen."""
@@ -216,10 +216,22 @@ class Oracle(Policy):
             loss = np.where(meets, self._loss, np.inf)
             among = np.where(loss > loss.min() + self._slack, np.inf, total)
         best = int(among.argmin())
-        at = np.unravel_index(best, self.costs.size.shape)
+        at = np.unravel_index(int(self._kept[best]), self.costs.size.shape)
         made = decision(self.costs, (int(at[0]), int(at[1]), int(at[2])), 0.0, 0.0)
         link = float(total[best]) - made.device_ms - made.server_ms
         return replace(made, link_ms=link, meets=bool(meets.any()))
+
+
+def undominated(costs: F64) -> npt.NDArray[np.intp]:
+    """Which columns of [k, n] no other one, or an equal one before, is at most in all k rows."""
+    kept: list[int] = []
+    best = np.empty_like(costs)
+    # A column that is at most another in every row stands before it.
+    for column in np.lexsort(costs[::-1]):
+        if not (best[:, : len(kept)] <= costs[:, column, None]).all(axis=0).any():
+            best[:, len(kept)] = costs[:, column]
+            kept.append(int(column))
+    return np.sort(np.array(kept))
 
 
 def decision(costs: Costs, at: tuple[int, int, int], rtt: float, slow: float) -> Decision:

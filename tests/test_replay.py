@@ -14,7 +14,17 @@ from common.merging import fixed
 from device.machine import Machine
 from device.scheduler import Coding, Costs, Shape, costs
 from profiles import replay as replaying
-from profiles.replay import Always, Harmonic, Oracle, Policy, Setting, Steered, Uplink, replay
+from profiles.replay import (
+    Always,
+    Harmonic,
+    Oracle,
+    Policy,
+    Setting,
+    Steered,
+    Uplink,
+    replay,
+    undominated,
+)
 
 WIRE = 1.0 + replaying.HEADERS / replaying.SEGMENT
 DEVICE = Machine((1, 33, 65), (0.5, 12.0, 25.0), (0.1, 0.2, 0.4), first=3.0, last=1.0)
@@ -120,6 +130,11 @@ def test_the_oracle_is_the_best_of_everything(start: float, requirement: float) 
         assert chosen.total_ms == pytest.approx(total[same].min())
     else:
         assert chosen.total_ms == pytest.approx(total.min())
+
+
+def test_only_what_can_be_the_best_of_something_is_kept() -> None:
+    columns = np.array([[1, 2, 3, 1, 2, 0], [3, 2, 1, 3, 3, 9]], float)
+    assert undominated(columns).tolist() == [0, 1, 2, 5]
 
 
 def test_what_was_given_up_is_finished_in_time_and_holds_up_the_link() -> None:
