@@ -44,17 +44,15 @@ class Measured:
             raise ConfigError(f"{error} was not measured: ./run measure PROFILE again") from None
 
     def fastest(
-        self, merges: Sequence[int], precision: str, frame: str, throughput: float, rtt: float
+        self, merges: Sequence[int], coding: Coding, frame: Coding, throughput: float, rtt: float
     ) -> Decision:
         """The split of least predicted latency where the merging is given.
 
         Kang et al., "Neurosurgeon", ASPLOS 2017, section 4, and Janus's baseline "Mixed" (section
-        V-B). `merges`: per layer; `throughput`: bytes per ms; `rtt`: ms. Raises ConfigError as
-        `sent`.
+        V-B). `merges`: per layer; `throughput`: bytes per ms; `rtt`: ms.
         """
-        coding, whole = self.sent(precision, frame)
         made = costs(
-            self.shape, self.device, self.server, [coding], [whole], merges=[(0.0, merges)]
+            self.shape, self.device, self.server, [coding], [frame], merges=[(0.0, merges)]
         )
         # Nothing takes less than no time: none meets this, so the fastest is taken.
         return Scheduler(made).decide(throughput, -1.0, rtt)

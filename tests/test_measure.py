@@ -19,7 +19,8 @@ from common.errors import ConfigError
 from common.profile import Profile
 from device.machine import Machine
 from profiles import export_janus, measure, measuring
-from profiles.measuring.janus import knots
+from profiles.measuring.janus import knots, on_server
+from server.models.vit import VisionTransformer, ViTConfig
 from tests.profiles import tiny
 
 
@@ -153,3 +154,9 @@ def test_knots_rise_to_all_tokens() -> None:
         assert found == sorted({*found})
         assert found[0] >= 4
         assert found[-1] == tokens
+
+
+def test_a_clips_model_is_measured_too() -> None:
+    config = ViTConfig(dim=12, depth=1, heads=2, classes=3, image=32, frames=6, tubelet=2)
+    machine = on_server(VisionTransformer(config).eval(), [4, 13])
+    assert min(*machine.ms, machine.first, machine.last) > 0

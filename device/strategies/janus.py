@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from common import merging
 from common.codec import encode
 from common.errors import ConfigError, Refused, Unavailable
 from common.merging import Merges
-from common.messages import NO_DEADLINE, Query
+from common.messages import NO_DEADLINE, Query, Tensor
 from common.tokens import pack
 from device.beside import Beside, Steps, every
 from device.bundle import Bundle
@@ -62,7 +62,8 @@ class Janus:
     `total`: tokens of a whole frame. `split` says where; `schedule` how many tokens each layer
     merges, the declining ones by `alpha`, "fixed" by `r`; `precision` and `codec` are of tokens,
     `frame` (and `quality`, of "jpeg") of a frame. `measured` and `steering`: None for a profile not
-    measured; `cold`: the link before anything was seen of it.
+    measured; `cold`: the link before anything was seen of it. `sizes`: bytes of the first frame in
+    each coding, by which split=fastest goes.
     """
 
     classes: tuple[str, ...]
@@ -73,6 +74,7 @@ class Janus:
     cold: Estimate = UNKNOWN
     measured: Measured | None = None
     steering: Steering | None = None
+    sizes: dict[str, float] = field(default_factory=dict)
     heavy: bool = True
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
@@ -104,13 +106,17 @@ class Janus:
     ) -> Query:
         """Asks for the rest of a frame, or of tokens behind layer `split`."""
         if isinstance(what, Frame):
-            options = {"quality": params["quality"]} if params["frame"] == "jpeg" else {}
-            tensors = {"frame": encode(self.view(what), params["frame"], **options)}
-            return Query(NAME, "frame", {"merges": list(merges)}, tensors)
+            return Query(
+                NAME, "frame", {"merges": list(merges)}, {"frame": self._coded(what, params)}
+            )
         tokens, sizes = what
         tensors = pack(tokens, params["precision"], params["codec"])
         tensors["sizes"] = encode(sizes.astype(np.uint16), params["codec"])
         return Query(NAME, "tokens", {"merges": list(merges[split:])}, tensors)
+
+    def _coded(self, frame: Frame, params: Mapping[str, Any]) -> Tensor:
+        options = {"quality": params["quality"]} if params["frame"] == "jpeg" else {}
+        return encode(self.view(frame), params["frame"], **options)
 
     def _alone(self, state: State, degraded: str | None = None) -> Answer:
         """The answer that tokens behind the last layer give."""
@@ -124,10 +130,13 @@ class Janus:
         if self.measured is None:
             raise ConfigError("split=fastest needs latencies: ./run measure PROFILE")
         began = time.monotonic()
-        coded = params["frame"]
+        codec = params["frame"]
+        name = f"jpeg-{params['quality']}" if codec == "jpeg" else codec
+        coding, whole = self.measured.sent(params["precision"], name)
+        if name not in self.sizes:
+            self.sizes[name] = float(len(self._coded(frame, params).data))
         chosen = self.measured.fastest(
-            self.merges(params), params["precision"],
-            f"jpeg-{params['quality']}" if coded == "jpeg" else coded,
+            self.merges(params), coding, replace(whole, fixed=self.sizes[name]),
             throughput(plan.link, self.cold) / 1e3, self._rtt(plan),
         )  # fmt: skip
         answer = yield from self._fixed(frame, {**params, "split": chosen.split})

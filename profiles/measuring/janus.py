@@ -114,7 +114,7 @@ def on_server(vit: VisionTransformer, tokens: Sequence[int]) -> Machine:
 
     made = curve(layer, tokens)
     config = vit.config
-    patches = torch.rand(1, config.grid**2, config.patch_size, device=place)
+    patches = torch.rand(1, config.frames * config.grid**2, config.patch_size, device=place)
     x = vit.embed(patches)
     first, last = (
         milliseconds(waited(call))
