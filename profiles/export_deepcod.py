@@ -9,11 +9,13 @@ float32 [1, height, width, features] in both.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
+import torch
+from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from common.book import Book
@@ -21,20 +23,31 @@ from profiles import tflite
 from profiles.export_janus import Pointing
 from profiles.graph import Graph, floats, folded, pictures
 from server.models.cnn import Block, Cnn
-from server.models.deepcod import DeepCOD
+from server.models.deepcod import STEPS, DeepCOD
 
 INPUT, OUTPUT, MAP = "values", "signal", "map"
 F32 = npt.NDArray[np.float32]
 
 
+@torch.no_grad()
 def kernel_of(model: DeepCOD, frames: bool) -> tuple[F32, F32]:
-    """Kernel [C, features, *k] and bias [C] for what lies at the point; `frames`: for 0-255."""
-    scale = model.unit / (model.span * (255.0 if frames else 1.0))
+    """Kernel [C, features, *k] and bias [C] for what lies at the point; `frames`: for 0-255.
+
+    That of frames is made of whole numbers (see `server.models.deepcod.snap`).
+    """
+    kernel = model.plain()
     sides = (1,) * model.config.dims
-    weight = model.encoder.weight.detach()
-    shift = (weight * (model.mean / model.span * model.unit).view(1, -1, *sides)).flatten(1).sum(1)
-    kernel = weight * scale.view(1, -1, *sides)
-    return kernel.numpy().astype(np.float32), -shift.numpy().astype(np.float32)
+    bias = -(kernel * model.mean.view(1, -1, *sides)).flatten(1).sum(1)
+    if frames:
+        numbers, factor = whole((kernel / 255).numpy())
+        return factor * numbers, bias.numpy()
+    return kernel.numpy(), bias.numpy()
+
+
+def whole(kernel: F32) -> tuple[npt.NDArray[np.int8], np.float32]:
+    """A kernel as whole numbers and the factor that they have in common."""
+    factor = np.abs(kernel).max() / np.float32(STEPS)
+    return np.rint(kernel / factor).astype(np.int8), factor
 
 
 def numpy_file(
@@ -59,21 +72,43 @@ def numpy_file(
 
 
 def onnx_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) -> None:
-    """Write the convolution: `values` [1, *size, features] to `signal` float32 [1, C, *grid]."""
+    """Write the convolution: `values` [1, *size, features] to `signal` float32 [1, C, *grid].
+
+    A frame's bytes are multiplied as they are, and where the mean of `shrink` x `shrink` pixels is
+    what counts, by a kernel so much larger.
+    """
     kernel, bias = kernel_of(model, frames)
-    shape, g, x = model.config, Graph(), INPUT
-    if frames:
-        x = g.node("Cast", [x], "float", to=TensorProto.FLOAT)
-    order = [0, 1 + shape.dims, *range(1, 1 + shape.dims)]
-    x = g.node("Transpose", [x], "planes", perm=order)
-    if shrink > 1:
-        x = g.node("AveragePool", [x], "means", kernel_shape=[shrink] * 2, strides=[shrink] * 2)
-    names = [g.constant("kernel", kernel), g.constant("bias", bias)]
-    sides = [shape.kernel] * shape.dims
-    g.node("Conv", [x, *names], OUTPUT, kernel_shape=sides, strides=sides)
+    shape, g = model.config, Graph()
     size = (1, *(shrink * side for side in shape.size), shape.inputs)
-    source = pictures(INPUT, *size) if frames else floats(INPUT, *size)
-    g.save(path, "encoder", source, floats(OUTPUT, 1, shape.channels, *shape.grid))
+    target = floats(OUTPUT, 1, shape.channels, *shape.grid)
+    if not frames:
+        x = g.node(
+            "Transpose", [INPUT], "planes", perm=[0, 1 + shape.dims, *range(1, 1 + shape.dims)]
+        )
+        names = [g.constant("kernel", kernel), g.constant("bias", bias)]
+        sides = [shape.kernel] * shape.dims
+        g.node("Conv", [x, *names], OUTPUT, kernel_shape=sides, strides=sides)
+        g.save(path, "encoder", floats(INPUT, *size), target)
+        return
+    numbers, factor = whole(kernel)
+    taps = np.moveaxis(numbers, (0, 1), (-1, -2))
+    for dim in range(shape.dims):
+        taps = taps.repeat(shrink, dim)
+    x, side = INPUT, shrink * shape.kernel
+    if shape.dims == 2:
+        rows, columns = shape.grid
+        x = g.reshape(x, "lines", rows, side, columns, side * shape.inputs)
+        x = g.node("Transpose", [x], "cells", perm=[0, 2, 1, 3])
+    x = g.reshape(x, "places", math.prod(shape.grid), side**shape.dims * shape.inputs)
+    g.constants.append(numpy_helper.from_array(taps.reshape(-1, shape.channels), "numbers"))
+    x = g.node("MatMulInteger", [x, "numbers"], "sums")
+    x = g.node("Cast", [x], "exact", to=TensorProto.FLOAT)
+    each = np.array(factor / shrink**shape.dims, np.float32)
+    x = g.node("Mul", [x, g.constant("factor", each)], "scaled")
+    x = g.node("Add", [x, g.constant("bias", bias)], "shifted")
+    x = g.node("Transpose", [x], "channels", perm=[1, 0])
+    g.reshape(x, OUTPUT, 1, shape.channels, *shape.grid)
+    g.save(path, "encoder", pictures(INPUT, *size), target)
 
 
 def tflite_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) -> None:

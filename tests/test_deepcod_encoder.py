@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,9 @@ from common import book
 from common.errors import ConfigError
 from device import encoder
 from device.encoder import Quantizer
-from profiles.export_deepcod import numpy_file, onnx_file, tflite_file
+from profiles.export_deepcod import kernel_of, numpy_file, onnx_file, tflite_file, whole
 from profiles.train.deepcod import symbols, to_pictures
-from server.models.deepcod import DeepCOD, DeepCODConfig
+from server.models.deepcod import STEPS, DeepCOD, DeepCODConfig, snap
 
 CONFIG = DeepCODConfig((224, 224), channels=12, kernel=8, levels=15, widths=(8, 8, 8))
 FLIPPED = 0.005
@@ -39,7 +42,7 @@ def model() -> DeepCOD:
         made.quantizer.centres.copy_(torch.linspace(-2, 2, CONFIG.levels))
         made.mean.fill_(0.5)
         made.span.fill_(0.5)
-    return made
+    return snap(made)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,42 @@ def test_every_runtime_gives_the_symbols_of_torch(
         assert (found != right).mean() < FLIPPED
         y = model.encoder(model.scaled(to_pictures(frame[None])))[0].detach().numpy()
         np.testing.assert_allclose(made.convolve(frame), y, atol=2e-4)
+
+
+def test_means_of_pixels_are_part_of_every_encoder(tmp_path: Path) -> None:
+    half = snap(DeepCOD(replace(CONFIG, size=(112, 112))).eval())
+    (frame,) = frames(1)
+    x = torch.nn.functional.avg_pool2d(to_pictures(frame[None]), 2)
+    with torch.no_grad():
+        wanted = half._measured(x)[0].numpy()
+    some = book.trained(symbols(half, x), CONFIG.levels)
+    numpy_file(half, some, tmp_path / "e.npz", shrink=2)
+    found = [encoder.load(tmp_path / "e.npz").convolve(frame)]
+    for module, write, name in (
+        ("onnxruntime", onnx_file, "e.onnx"),
+        ("ai_edge_litert.interpreter", tflite_file, "e.tflite"),
+    ):
+        if importlib.util.find_spec(module.partition(".")[0]):
+            write(half, tmp_path / name, shrink=2)
+            found.append(encoder.load(tmp_path / "e.npz", tmp_path / name).convolve(frame))
+    for each in found:
+        np.testing.assert_allclose(each, wanted, atol=2e-4)
+
+
+def test_the_kernel_of_a_frame_is_whole_numbers() -> None:
+    free = DeepCOD(CONFIG).eval()
+    with torch.no_grad():
+        free.span.copy_(torch.tensor([0.31, 0.29, 0.4]))
+        free.unit.fill_(7.3)
+    before = free.plain().detach().clone()
+    snap(free)
+    step = before.abs().max() / STEPS
+    assert float((free.plain().detach() - before).abs().max()) < 0.6 * float(step)
+    kernel, _ = kernel_of(copy.deepcopy(free).half().float(), frames=True)  # as it is published
+    numbers, factor = whole(kernel)
+    assert np.abs(numbers.astype(int)).max() == STEPS
+    np.testing.assert_allclose(kernel, numbers * factor, rtol=1e-5)
+    np.testing.assert_allclose(255 * kernel, free.plain().detach().numpy(), atol=0.05 * float(step))
 
 
 def test_the_files_are_small(files: Path) -> None:

@@ -26,7 +26,7 @@ from profiles.train import principal
 from profiles.train.loop import Budget, Recipe, Tick, fit
 from profiles.train.photos import Photos
 from server.models.backbone import Backbone
-from server.models.deepcod import DeepCOD, DeepCODConfig, constrain, settle
+from server.models.deepcod import DeepCOD, DeepCODConfig, constrain, settle, snap
 
 U8 = npt.NDArray[np.uint8]
 Inputs = Callable[[Tick], Tensor]
@@ -123,7 +123,8 @@ def train(
         model, loss, recipe, budget, samples, seed=seed, resume=resume,
         checkpoint=checkpoint, title=f"deepcod {point}",
     )  # fmt: skip
-    return settle(model), seconds
+    made = settle(model)
+    return (snap(made) if point == "input" else made), seconds
 
 
 @torch.no_grad()

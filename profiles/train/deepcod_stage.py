@@ -53,13 +53,15 @@ class Plan:
     """What a profile's stage trains: points in their order, of each its rates by rising bytes.
 
     `backbone`: the kind of the profile's model behind them; `flip`: whether a mirrored frame is as
-    good as new; `default`: the point and the rate that serve unless told otherwise.
+    good as new; `default`: the point and the rate that serve unless told otherwise; `runtime`: what
+    computes the convolution then.
     """
 
     aims: tuple[Aim, ...]
     backbone: str
     flip: bool = False
     default: tuple[str, int] = ("input", 1)
+    runtime: str = "numpy"
 
     @property
     def config(self) -> RatesConfig:
@@ -183,7 +185,7 @@ def add(job: Job, plan: Plan, directory: Path, figures: Mapping[str, Mapping[str
         models={"deepcod": (job.weights("deepcod"), asdict(plan.config))},
         strategies={
             "deepcod": {
-                "point": point, "rate": rate, "runtime": "numpy", "backbone": plan.backbone,
+                "point": point, "rate": rate, "runtime": plan.runtime, "backbone": plan.backbone,
                 "points": points, **held,
             }
         },

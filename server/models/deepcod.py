@@ -40,6 +40,8 @@ ANNEALING = 1.0
 """v of equation 13: 1 all the time."""
 GATE = 0.1
 """How much of a block's residual counts at first."""
+STEPS = 64
+"""Whole numbers so large times a byte fit, two by two, the 16 bits that x86 adds them in."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,15 @@ class DeepCOD(nn.Module):
         norm: Tensor = torch.linalg.norm(error)
         return norm
 
+    def plain(self) -> Tensor:
+        """The encoder's kernel [channels, inputs, *k] for what is not scaled, to its symbols."""
+        weight: Tensor = self.encoder.weight
+        return weight * self.folded()
+
+    def folded(self) -> Tensor:
+        """What scaling before and behind the encoder makes of its weights [inputs, 1, ...]."""
+        return self.unit / self.span.view(-1, *[1] * self.config.dims)
+
     def _measured(self, x: Tensor) -> Tensor:
         y: Tensor = self.encoder(self.scaled(x))
         return self.unit * y
@@ -267,6 +278,19 @@ def settle(model: DeepCOD, iterations: int = 20) -> DeepCOD:
             remove_parametrizations(module, "weight")
     centres = model.quantizer.centres
     centres.copy_(centres.sort().values)
+    return model
+
+
+@torch.no_grad()
+def snap(model: DeepCOD) -> DeepCOD:
+    """Make the encoder's `plain` kernel whole numbers from -STEPS to STEPS times a common factor.
+
+    So that a frame's bytes can be convolved as they are, without an error. Everything else becomes
+    what it will be when it is published, in half precision.
+    """
+    model.half().float()
+    factor = model.plain().abs().max() / STEPS
+    model.encoder.weight.copy_((model.plain() / factor).round() * factor / model.folded())
     return model
 
 
