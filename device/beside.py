@@ -24,7 +24,8 @@ class Beside(Generic[T]):
         self._work = work
         self._made: Future[T] = Future()
         self._stop = Event()
-        Thread(target=self._run, name="beside", daemon=True).start()
+        # No daemon: a program must not end within a step, and waits no longer than that.
+        Thread(target=self._run, name="beside").start()
 
     def result(self) -> T:
         """What came out, when it is there. Raises what `work` raised."""
