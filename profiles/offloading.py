@@ -4,8 +4,9 @@
     python -m profiles.offloading digits --data fsdd.tar --amend
 
 Ranges and code books come from training frames. Every setting of a grid then answers held-out
-ones, through the device's strategy and the server's in this process and without a wire; those that
-no cheaper one is as good as go into the profile.
+ones, through the device's strategy and the server's in this process and without a wire: first a few
+frames, and where it is not far behind there, all. Those that no cheaper one is as good as go into
+the profile.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from device.strategy import Frame, Pixels
 from profiles.amend import amend
 from profiles.baselines import BATCH, Params, grid, trials
 from profiles.export_tail import tail_onnx
+from profiles.offloading_grid import AT_INPUT, WITHIN, front, promising
 from profiles.train import autoencoder, digits
 from profiles.train.deepcod import to_signal
 from profiles.train.photos import Photos, load, split_off
@@ -48,34 +50,16 @@ from server.models.backbone import KINDS, backbone
 from server.models.checkpoint import load_model
 from server.models.cnn import Cnn
 from server.serving import Serving, strategies
+from server.strategy import Strategy
 
-FITTED, TRIED = 100, 150
-"""Photographs that ranges and books come from, and that settings are tried on."""
-KEPT = 6
-"""Settings kept of each method and point: the dearest that still gain something."""
+FITTED, TRIED, FEW = 100, 150, 4
+"""Photographs that ranges and books come from, and that settings are tried on: one in FEW first."""
 OUTLIERS = 0.1
 """Per cent of values on each side of a part's range."""
 SHRINKAGE = 0.3
 """What a coefficient costs in the recovery, in steps of what is measured."""
 BOOKS = "device/offload.npz"
 TABLES = ("lengths", "zeros", "predicted")
-AT_INPUT: Mapping[str, list[Params]] = {
-    "intp": grid(scale=[0.35, 0.5, 0.625, 0.75], levels=[8, 12, 16, 24, 32]),
-    "lossy": grid(scale=[1.0], levels=[4, 6, 8, 12, 16]),
-    "cs": [
-        *grid(scale=[0.5, 0.75], ratio=[0.3, 0.6], levels=[9, 15]),
-        *grid(scale=[1.0], ratio=[0.1, 0.2, 0.3], levels=[9, 15]),
-    ],
-    "jpeg": grid(scale=[0.35, 0.5, 0.7, 1.0], quality=[5, 10, 15, 25, 40, 60, 80]),
-    "webp": grid(scale=[0.35, 0.5, 0.7, 1.0], quality=[5, 10, 15, 25, 40, 60, 80]),
-}
-WITHIN: Mapping[str, list[Params]] = {
-    "intp": grid(scale=[0.5, 0.75], levels=[2, 3, 4, 6]),
-    "lossy": grid(scale=[1.0], levels=[2, 3, 4, 6, 8]),
-    "cs": grid(scale=[1.0], ratio=[0.15, 0.3, 0.6], levels=[5, 9, 17]),
-    "jpeg": grid(quality=[5, 10, 25, 50, 75]),
-}
-"""Settings to try at the input and behind it. `levels` are the first plane's."""
 MEANS = 48
 """Levels of the blocks' means, where the rest is sensed."""
 
@@ -105,15 +89,6 @@ def ragged(sounds: Sequence[Any]) -> Any:
     made = np.empty(len(sounds), dtype=object)
     made[:] = list(sounds)
     return made
-
-
-def front(tried: Sequence[Params]) -> list[Params]:
-    """Those more accurate than all that cost less, at most KEPT of them, by rising cost."""
-    rows: list[Params] = []
-    for choice in sorted(tried, key=lambda c: (c["cost"], -c["accuracy"])):
-        if not rows or choice["accuracy"] > rows[-1]["accuracy"]:
-            rows.append(choice)
-    return rows[-KEPT:]
 
 
 def signals(model: nn.Module, profile: Profile) -> dict[str, list[Shape]]:
@@ -295,9 +270,9 @@ def chosen(
             tried = [
                 {"method": method, "point": point, "rate": place + 1} for place in range(len(rows))
             ]
-            outcome = [
-                choice for t in trials(device, server, held, tried) for choice in t.choices()
-            ]
+            rough = outcomes(device, server, held.take(np.arange(0, len(held), FEW)), tried)
+            tried = [t for t, fit in zip(tried, promising(rough), strict=True) if fit]
+            outcome = outcomes(device, server, held, tried)
             steps = front(outcome)
             best.setdefault(point, {})[method] = [
                 {
@@ -311,15 +286,19 @@ def chosen(
             for row in best[point][method]:
                 print(f"{point:8} {method:6} {row}", flush=True)
         codings = ["lossless", *(["ae"] if "autoencoder" in base else [])]
-        (whole, *coded) = (
-            next(trial.choices())
-            for trial in trials(device, server, held, [{"method": coding} for coding in codings])
-        )
+        whole, *coded = outcomes(device, server, held, [{"method": each} for each in codings])
         print(f"without loss {whole}, coded {coded}")
     params = {**base, "settings": best, "whole": whole["accuracy"]}
     if coded:
         params["ae"] = {key: coded[0][key] for key in ("cost", "accuracy")}
     return params, {**arrays, **tables(kept)}
+
+
+def outcomes(
+    device: Offload, server: Strategy, held: Photos, tried: Sequence[Params]
+) -> list[Params]:
+    """What each setting costs and gets right of `held`."""
+    return [next(trial.choices()) for trial in trials(device, server, held, tried)]
 
 
 def _named(point: str, method: str, rows: Sequence[Sequence[Book]]) -> dict[str, Book]:

@@ -14,7 +14,7 @@ from common.profile import load
 from device.bundle import Bundle
 from device.strategies import offload
 from device.strategy import Frame, Plan
-from profiles import offloading
+from profiles import offloading, offloading_grid
 from profiles.train.photos import Photos
 from server.serving import Serving
 from server.strategies import offload as served
@@ -29,10 +29,16 @@ def photos(root: Path, seeds: range) -> Photos:
 
 def test_only_what_no_cheaper_setting_reaches_is_kept() -> None:
     costs = [(30.0, 0.5), (10.0, 0.4), (20.0, 0.4), (40.0, 0.5), (50.0, 0.7), (30.0, 0.45)]
-    found = offloading.front([{"cost": cost, "accuracy": right} for cost, right in costs])
+    found = offloading_grid.front([{"cost": cost, "accuracy": right} for cost, right in costs])
     assert [row["cost"] for row in found] == [10.0, 30.0, 50.0]
     many = [{"cost": float(n), "accuracy": n / 10} for n in range(10)]
-    assert offloading.front(many) == many[-offloading.KEPT :]
+    assert offloading_grid.front(many) == many[-offloading_grid.KEPT :]
+
+
+def test_what_is_far_behind_a_cheaper_setting_is_not_tried_again() -> None:
+    costs = [(10.0, 0.3), (20.0, 0.8), (30.0, 0.7), (40.0, 0.6), (50.0, 0.85)]
+    found = offloading_grid.promising([{"cost": c, "accuracy": right} for c, right in costs])
+    assert found == [False, True, True, False, True]
 
 
 def test_ranges_have_zero_as_a_level_and_one_step_for_all_planes() -> None:
