@@ -1,12 +1,15 @@
 """What merging and coarser tokens cost a classifier in accuracy, in torch alone.
 
     python -m profiles.merged imagenette --data imagenette.tar
-    python -m profiles.merged imagenette --data imagenette.tar --transport
+    python -m profiles.merged imagenette --data imagenette.tar --transport frames
+    python -m profiles.merged imagenette --data imagenette.tar --transport tokens
+    python -m profiles.merged imagenette --data imagenette-train.tar --transport frames --held-out
 
 The first is the whole model with merging, off the shelf: Janus's schedule over alpha, the linear
 one and ToMe's fixed r, side by side at the share of tokens that they merge away (mean over layers).
-The second is frames sent as JPEG, and every split with tokens sent as int8 and as fp16, next to
-exact ones. Differences are paired: the same photographs, with one standard error.
+The others are frames sent as JPEG, and every split with tokens sent as int8 and as fp16, next to
+exact ones. Differences are paired: the same photographs, with one standard error. What is chosen by
+them is chosen on photographs that training held out.
 """
 
 from __future__ import annotations
@@ -117,29 +120,43 @@ def schedules_table(vit: VisionTransformer, data: photos.Photos) -> str:
     return "\n".join(lines)
 
 
-def transport_table(vit: VisionTransformer, data: photos.Photos, alphas: list[float]) -> str:
-    """Accuracy of frames as JPEG, and of every split and precision, next to exact ones."""
+def frames_table(vit: VisionTransformer, data: photos.Photos, alphas: list[float]) -> str:
+    """Accuracy of frames sent as JPEG, next to exact ones."""
     layers, tokens = len(vit.blocks), vit.pos_embed.shape[1]
     every = {alpha: Paired() for alpha in alphas}
-    ways: list[str] = []
     for part in _batches(data):
         frames, labels = data.frames[part], torch.from_numpy(data.labels[part])
-        sent = {f"frame as JPEG {q}": _start(vit, _as_jpeg(frames, q)) for q in QUALITIES}
         exact = _start(vit, frames)
+        sent = {f"JPEG {q}": _start(vit, _as_jpeg(frames, q)) for q in QUALITIES}
         for alpha, paired in every.items():
             merges = schedules.schedule(alpha, layers, tokens)
             answers = {
                 way: _answers(vit, merging.run(vit.blocks, *start, merges))
                 for way, start in sent.items()
             }
-            reached = exact
+            paired.add(labels, _answers(vit, merging.run(vit.blocks, *exact, merges)), answers)
+    return _of_alphas(every)
+
+
+def tokens_table(vit: VisionTransformer, data: photos.Photos, alphas: list[float]) -> str:
+    """Accuracy of every split and precision, next to exact tokens."""
+    layers, tokens = len(vit.blocks), vit.pos_embed.shape[1]
+    every = {alpha: Paired() for alpha in alphas}
+    for part in _batches(data):
+        start, labels = _start(vit, data.frames[part]), torch.from_numpy(data.labels[part])
+        for alpha, paired in every.items():
+            merges = schedules.schedule(alpha, layers, tokens)
+            answers, reached = {}, start
             for split, block in enumerate(vit.blocks, 1):
                 reached = merging.run([block], *reached, merges[split - 1 : split])
                 for precision in PRECISIONS:
                     rest = vit.blocks[split:], *_sent(reached, precision), merges[split:]
                     answers[f"split {split}, {precision}"] = _answers(vit, merging.run(*rest))
             paired.add(labels, _answers(vit, reached), answers)
-            ways = list(answers)
+    return _of_alphas(every)
+
+
+def _of_alphas(every: Mapping[float, Paired]) -> str:
     lines = [
         "| alpha | sent | accuracy | right now | wrong now | points |",
         "|---:|---|---:|---:|---:|---:|",
@@ -147,7 +164,7 @@ def transport_table(vit: VisionTransformer, data: photos.Photos, alphas: list[fl
     lines += [
         f"| {alpha:g} | {way} | {paired.cells(way)} |"
         for alpha, paired in every.items()
-        for way in ways
+        for way in paired.right
     ]
     return "\n".join(lines)
 
@@ -180,6 +197,9 @@ def _batches(data: photos.Photos) -> Iterator[slice]:
     return (slice(start, start + BATCH) for start in range(0, len(data), BATCH))
 
 
+TRANSPORT = {"frames": frames_table, "tokens": tokens_table}
+
+
 @torch.inference_mode()
 def main() -> None:
     """Prints one table."""
@@ -188,19 +208,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a tar or folder of photographs")
     parser.add_argument("--split", default="val")
     parser.add_argument("--frames", type=int, help="so many, evenly apart (default: all)")
-    parser.add_argument("--transport", action="store_true", help="precisions, not schedules")
-    parser.add_argument("--alpha", type=float, nargs="+", default=[0.0, 0.96, 1.32])
+    parser.add_argument("--held-out", action="store_true", help="those held out of training")
+    parser.add_argument("--transport", choices=tuple(TRANSPORT), help="not schedules: what is sent")
+    parser.add_argument("--alpha", type=float, nargs="+", default=[0.0], help="of --transport")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    data = photos.load([given.data], given.split)
+    data = photos.load([given.data], "train" if given.held_out else given.split)
+    if given.held_out:
+        data = data.take(photos.split_off(data)[1])
     if given.frames:
         data = data.take(np.linspace(0, len(data) - 1, given.frames).astype(np.int64))
     vit = Serving(load(given.profile)).classifier
-    print(f"{len(data)} photographs ({given.split})\n")
-    print(
-        transport_table(vit, data, given.alpha) if given.transport else schedules_table(vit, data)
-    )
+    print(f"{len(data)} photographs ({'held out' if given.held_out else given.split})\n")
+    if given.transport:
+        print(TRANSPORT[given.transport](vit, data, given.alpha))
+    else:
+        print(schedules_table(vit, data))
 
 
 if __name__ == "__main__":

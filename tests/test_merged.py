@@ -45,11 +45,19 @@ def test_every_schedule_stands_beside_no_merging(vit: VisionTransformer, data: P
 
 
 def test_fp16_tokens_are_as_good_as_exact_ones(vit: VisionTransformer, data: Photos) -> None:
-    rows = merged.transport_table(vit, data, [0.0, 1.0]).splitlines()[2:]
-    ways = [row.split(" | ")[1] for row in rows[: len(rows) // 2]]
-    assert ways[:3] == [f"frame as JPEG {quality}" for quality in (90, 75, 50)]
-    assert ways[3:] == [f"split {s}, {p}" for s in (1, 2) for p in ("int8", "fp16")]
+    rows = merged.tokens_table(vit, data, [0.0, 1.0]).splitlines()[2:]
+    ways = [row.split(" | ")[1] for row in rows]
+    assert ways == [f"split {s}, {p}" for s in (1, 2) for p in ("int8", "fp16")] * 2
     assert all("| 0 | 0 | +0.00" in row for row in rows if "fp16" in row)
+
+
+def test_frames_as_jpeg_stand_beside_exact_ones(vit: VisionTransformer, data: Photos) -> None:
+    rows = merged.frames_table(vit, data, [0.0, 1.0]).splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows] == ["JPEG 90", "JPEG 75", "JPEG 50"] * 2
+    flat = Photos(np.full_like(data.frames, 128), data.labels)
+    assert all(
+        "| 0 | 0 | +0.00" in row for row in merged.frames_table(vit, flat, [0.0]).splitlines()[2:]
+    )
 
 
 def test_tokens_arrive_as_the_server_reads_them(vit: VisionTransformer, data: Photos) -> None:
