@@ -357,6 +357,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     if args.amend:
         setting = {name: params[name] for name in SETTING}
         params["slo"]["bytes"] = coded_bytes(pair, photos, setting)
+        amended = params
         record: dict[str, Any] = {
             "frames": f"{len(photos)} {source}",
             "command": command,
@@ -366,9 +367,9 @@ def run(args: argparse.Namespace, command: str) -> None:
         own = loaded.manifest.params(NAME)
         if recovery != own.get("recovery", RECOVERY):
             part = {"budgets": params["budgets"], "slo": params["slo"]}
-            params = {"recoveries": {**own.get("recoveries", {}), recovery: part}}
+            amended = {"recoveries": {**own.get("recoveries", {}), recovery: part}}
             record = {**loaded.made.get("calibration", {}), recovery: record}
-        amend(profile.directory, strategies={NAME: params}, made={"calibration": record})
+        amend(profile.directory, strategies={NAME: amended}, made={"calibration": record})
     if args.report is not None:
         title = f"{profile.name}: {len(photos)} {source}"
         text = figures.report(title, command, outcomes, params["budgets"], budget)

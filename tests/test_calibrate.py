@@ -247,6 +247,24 @@ def test_every_step_from_photos_to_a_profile_that_is_served(
     assert drawings == [f"tiny-{s}.svg" for s in ("confidence", "first-ratio", "strategies")]
 
 
+def test_another_recovery_is_calibrated_beside_the_profiles_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tiny(tmp_path)
+    data = photos(profiles_of.load(directory), 4)
+    monkeypatch.setenv("OFFBOARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrate, "photographs", lambda *_: data)
+    command = [str(directory), "--budget", "0.5", "--r1", "0.25", "--ratios", "0.25", "--amend"]
+    assert calibrate.main(command) == 0
+    own = profiles_of.load(directory).manifest.params("amot")
+    report = tmp_path / "report.md"
+    assert calibrate.main([*command, "--set", "recovery=none", "--report", str(report)]) == 0
+    both = dict(profiles_of.load(directory).manifest.params("amot"))
+    assert {*both.pop("recoveries")} == {"none"}
+    assert both == own
+    assert "### Settings by budget" in report.read_text()
+
+
 def test_numbers_written_never_sum_to_more_than_one() -> None:
     right = np.zeros((6, 3, 3), np.bool_)
     right[:, :, 2] = True
