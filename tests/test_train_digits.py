@@ -14,7 +14,7 @@ from common import registry
 from common.sound import features
 from device.bundle import Bundle
 from device.strategy import Frame, Plan, Samples
-from profiles.train import digits, publish
+from profiles.train import digits, plan_digits, publish
 from profiles.train.__main__ import main
 from profiles.train.digits import BANDS, FRAMES
 from server.memory import NOTHING
@@ -113,7 +113,9 @@ def test_from_recordings_to_a_profile(
         load_model(model.file, model.kind, model.config)
     made = json.loads((directory / "profile.json").read_text())["made"]
     assert "6 recordings" in made["accuracy"]["frames"]
-    assert made["deepcod"]["held_out"].keys() == {"input-1", "input-2", "block-3-1"}
+    assert made["deepcod"]["held_out"].keys() == {
+        f"{point}-{rate}" for point, rate in plan_digits.DEEPCOD.names()
+    }
     check_codecs(loaded)
 
 

@@ -22,15 +22,21 @@ from server.models.recogniser import Recogniser, RecogniserConfig
 SERVED = RecogniserConfig(len(CLASSES), BANDS)
 LOCAL = RecogniserConfig(len(CLASSES), BANDS, widths=(12, 16, 20, 24), kernel=3)
 INPUT = DeepCODConfig((FRAMES,), BANDS, channels=16, kernel=8, levels=9, widths=(32, 24, 16, 16))
-BEHIND = DeepCODConfig((FRAMES // 4,), SERVED.widths[2], channels=10, kernel=4, levels=15,
+BLOCK1 = DeepCODConfig((FRAMES,), SERVED.widths[0], channels=16, kernel=8, levels=9,
+                       widths=(32, 24, 16, 16))  # fmt: skip
+BLOCK2 = DeepCODConfig((FRAMES // 2,), SERVED.widths[1], channels=12, kernel=4, levels=15,
                        widths=(32, 32, 32))  # fmt: skip
-"""Codecs of the features, and of what lies before the last block."""
+BLOCK3 = DeepCODConfig((FRAMES // 4,), SERVED.widths[2], channels=10, kernel=4, levels=15,
+                       widths=(32, 32, 32))  # fmt: skip
+"""Codecs of the features, and of what lies before each block."""
 NAME = "digits"
 DEEPCOD = deepcod_stage.Plan(
     (
         Aim("input", INPUT, 40, 1.0),
         Aim("input", replace(INPUT, channels=20, levels=15), 50, 1.0, Weights(rate=0.2)),
-        Aim("block-3", BEHIND, 6.5, 1.0, Weights(rate=0.15)),
+        Aim("block-1", BLOCK1, 40, 1.0, Weights(rate=0.15)),
+        Aim("block-2", BLOCK2, 25, 1.0, Weights(rate=0.15)),
+        Aim("block-3", BLOCK3, 12, 1.5, Weights(rate=0.1)),
     ),
     backbone="recogniser",
 )  # fmt: skip
