@@ -34,9 +34,10 @@ PARAMS: dict[str, Param] = {
 
 @dataclass(frozen=True, slots=True)
 class Exits:
-    """The classifiers behind the device's layers: `weights` [m, dim, classes], `biases`.
+    """The classifiers behind the device's layers: `weights` [m, k, classes], `biases`.
 
-    Each looks at the mean of the tokens, or with `norms` [m, 2, dim] at the first, normalised.
+    Each looks at the mean of the tokens, k = dim; or with `norms` [m, 2, k] at the first beside the
+    mean of the others, k = 2 dim, normalised.
     """
 
     weights: F32
@@ -49,7 +50,8 @@ class Exits:
         if self.norms is None:
             x = tokens.mean(0)
         else:
-            x = tokens[0] - tokens[0].mean()
+            x = np.concatenate((tokens[0], tokens[1:].mean(0)))
+            x = x - x.mean()
             x = x / np.sqrt((x * x).mean() + self.eps) * self.norms[layer - 1, 0]
             x = x + self.norms[layer - 1, 1]
         logits = x @ self.weights[layer - 1] + self.biases[layer - 1]

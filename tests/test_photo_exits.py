@@ -62,6 +62,16 @@ def test_exits_learn_and_are_noted_after_every_epoch() -> None:
     np.testing.assert_allclose(notes[-1].sum(-1), 1, atol=1e-5)
 
 
+def test_an_exit_learns_the_same_whatever_exits_there_are_behind_it() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    tokens = torch.from_numpy(rng.normal(size=(4, 200, 16)).astype(np.float32))
+    many, _ = photo_exits.train(tokens, labels, tokens, 0)
+    few, _ = photo_exits.train(tokens[:3], labels, tokens[:3], 0)
+    for name, value in few.state_dict().items():
+        torch.testing.assert_close(value, many.state_dict()[name], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["dimec", "dimee"])
 def test_device_and_server_answer_by_the_exits_that_were_trained(
     made: profiles.Profile, name: str

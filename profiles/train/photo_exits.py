@@ -1,7 +1,8 @@
 """Exits for a published vision transformer, and with them DIMEC-DC and DIMEE on its pictures.
 
-The transformer stays as it is, as DeeBERT (Xin et al. 2020) has it: its class token behind every
-layer is computed once, and the exits learn from those. Pools come from photographs held out.
+The transformer stays as it is, as DeeBERT (Xin et al. 2020) has it: what the exits see behind each
+layer is computed once, and they learn from that. So every exit learns the same whatever others
+there are: DIMEC-DC's are some of DIMEE's. Pools come from photographs held out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from profiles.train.loop import batch_indices
 from profiles.train.patchwork import to_patches
 from profiles.train.photos import Photos
 from server.models.checkpoint import load_model, save_weights
-from server.models.exits import Exits, ExitsConfig
+from server.models.exits import Exits, ExitsConfig, look
 from server.models.vit import VisionTransformer
 
 EXITS = "device/exits.npz"
@@ -39,18 +40,18 @@ JANUS = ("weights", "embed", "blocks", "last")
 
 @torch.no_grad()
 def tokens(vit: VisionTransformer, photos: Photos) -> tuple[Tensor, Tensor, F32]:
-    """Class tokens [depth, n, dim] behind each layer, the model's logits [n, classes], embeddings.
+    """What exits see behind each layer [depth, n, 2 dim], logits [n, classes], embeddings.
 
     An embedding float32 [n, dim] is the mean of a picture's patches, positions added.
     """
     behind, logits, means = [], [], []
-    for start in tqdm(range(0, len(photos), 25), desc="class tokens", mininterval=5):
+    for start in tqdm(range(0, len(photos), 25), desc="tokens", mininterval=5):
         x = vit.embed(to_patches(photos.frames[start : start + 25]))
         means.append(x[:, 1:].mean(1))
         each = []
         for block in vit.blocks:
             x = block(x)
-            each.append(x[:, 0])
+            each.append(look(x))
         behind.append(torch.stack(each))
         logits.append(vit.forward_head(x))
     return torch.cat(behind, 1), torch.cat(logits), torch.cat(means).numpy()
@@ -61,11 +62,11 @@ def train(
 ) -> tuple[Exits, list[F32]]:
     """Exits behind all layers but the last, and what they say of ``held`` after every epoch.
 
-    ``seen`` and ``held`` are class tokens [depth, n, dim]; each note is [depth - 1, n, classes].
+    ``seen`` and ``held`` are of `tokens`, [depth, n, 2 dim]; each note is [depth - 1, n, classes].
     """
     torch.manual_seed(seed)
     depth, count, dim = seen.shape
-    exits = Exits(ExitsConfig(dim, depth - 1, int(labels.max()) + 1))
+    exits = Exits(ExitsConfig(dim // 2, depth - 1, int(labels.max()) + 1))
     optimiser = torch.optim.AdamW(exits.parameters(), lr=RATE, weight_decay=0.05)
     target, steps = torch.from_numpy(labels), max(1, count // BATCH)
     notes = []
@@ -85,7 +86,7 @@ def train(
 
 @torch.no_grad()
 def probabilities(exits: Exits, seen: Tensor) -> F32:
-    """What the exits say of class tokens [depth, n, dim]: float32 [depth - 1, n, classes]."""
+    """What the exits say of what they see [depth, n, 2 dim]: float32 [depth - 1, n, classes]."""
     out: F32 = torch.stack([each.softmax(-1) for each in _logits(exits, seen)]).numpy()
     return out
 
@@ -98,7 +99,7 @@ def told(exits: Exits, seen: tuple[Tensor, Tensor, F32], labels: npt.NDArray[np.
 
 
 def _logits(exits: Exits, seen: Tensor) -> list[Tensor]:
-    return [exits(seen[layer - 1][:, None], layer) for layer in range(1, exits.config.layers + 1)]
+    return [exits.classify(seen[layer - 1], layer) for layer in range(1, exits.config.layers + 1)]
 
 
 def exits_npz(exits: Exits, layers: int, path: Path) -> None:
