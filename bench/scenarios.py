@@ -2,8 +2,7 @@
 
 Layers take what they take here (`bench.machines`), scaled so that ViT-L@384 as a whole takes what
 the paper's machines take: 653.3 ms on a Jetson Orin Nano and 32.3 ms on a V100 (Table I, no
-pruning). Accuracy is published, not measured: ToMe's two figures for ViT-L@384, and a straight line
-between them over the mean share of tokens merged away, on which the schedules compared differ.
+pruning). `bench.accuracy` says where accuracy comes from.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import accuracy
 from bench.traces import Trace
 from common.merging import fixed, remaining
 from device.machine import Machine
@@ -61,11 +61,11 @@ class Task:
     best: float
     merged: float
 
-    def accuracy(self, loss: float) -> float:
-        """Percent, of a mean loss."""
+    def accuracy(self, merged: float) -> float:
+        """Percent, of a mean share of tokens merged away."""
         tokens = remaining(fixed(self.r, self.shape.layers, self.shape.tokens), self.shape.tokens)
         share = 1.0 - float(np.mean(tokens[:-1])) / self.shape.tokens
-        return self.best - (self.best - self.merged) * loss / share
+        return self.best - (self.best - self.merged) * merged / share
 
 
 IMAGE = Task("image", Shape(24, 577), 1024, 384 * 384 * 3, 300.0, 23, 86.92, 86.14)
@@ -148,6 +148,8 @@ Make = Callable[[float], Policy]
 OURS, ORACLE, PAPER = "Janus, ours", "oracle", "Janus, published"
 BASELINES = ("Device-Only", "Cloud-Only", "Mixed")
 FIGURE9, CLOUD_JPEG, LOSSLESS = "Cloud-Only as in Fig. 9", "Cloud-Only, JPEG", "ours, lossless"
+FIXED = (*BASELINES, FIGURE9, CLOUD_JPEG)
+"""Those that merge ToMe's fixed r."""
 
 
 def policies(world: World) -> dict[str, Make]:
@@ -201,6 +203,8 @@ def row(world: World, method: str, group: str, runs: Sequence[Sequence[Frame]]) 
     predicted = np.array([frame.chosen.total_ms for frame in frames])
     seconds = sum(run[-1].start + run[-1].latency for run in runs) / 1e3
     error = np.abs(predicted - latency) / latency
+    share = float(np.mean([accuracy.merged(frame) for frame in frames]))
+    schedule = "fixed" if method in FIXED else "declining"
     places = np.array([frame.chosen.split for frame in frames])
     return {
         "bench": "janus",
@@ -210,7 +214,8 @@ def row(world: World, method: str, group: str, runs: Sequence[Sequence[Frame]]) 
         "n": len(frames),
         "violations": float((latency > task.requirement + 1e-6).mean()),
         "throughput": len(frames) / seconds,
-        "accuracy": task.accuracy(float(np.mean([frame.loss for frame in frames]))),
+        "accuracy": task.accuracy(share) - accuracy.coded(frames),
+        "own": -accuracy.own(frames, layers, schedule),
         "deviation": float((np.abs(latency - task.requirement) / task.requirement).mean()),
         "p50_ms": float(np.median(latency)),
         "p95_ms": float(np.percentile(latency, 95)),
