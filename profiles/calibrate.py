@@ -364,11 +364,14 @@ def run(args: argparse.Namespace, command: str) -> None:
             "date": datetime.now(UTC).date().isoformat(),
         }
         recovery = profile.manifest.params(NAME).get("recovery", RECOVERY)
-        own = loaded.manifest.params(NAME)
+        own, before = loaded.manifest.params(NAME), loaded.made.get("calibration", {})
+        others = own.get("recoveries", {})
         if recovery != own.get("recovery", RECOVERY):
             part = {"budgets": params["budgets"], "slo": params["slo"]}
-            amended = {"recoveries": {**own.get("recoveries", {}), recovery: part}}
-            record = {**loaded.made.get("calibration", {}), recovery: record}
+            amended = {"recoveries": {**others, recovery: part}}
+            record = {**before, recovery: record}
+        else:
+            record |= {word: before[word] for word in others if word in before}
         amend(profile.directory, strategies={NAME: amended}, made={"calibration": record})
     if args.report is not None:
         title = f"{profile.name}: {len(photos)} {source}"

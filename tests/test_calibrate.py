@@ -263,6 +263,13 @@ def test_another_recovery_is_calibrated_beside_the_profiles_own(
     assert {*both.pop("recoveries")} == {"none"}
     assert both == own
     assert "### Settings by budget" in report.read_text()
+    record = profiles_of.load(directory).made["calibration"]
+    assert "recovery=none" not in record["command"]
+    assert "recovery=none" in record["none"]["command"]
+    assert calibrate.main(command) == 0
+    again = profiles_of.load(directory)
+    assert {*again.manifest.params("amot")["recoveries"]} == {"none"}
+    assert again.made["calibration"] == record
 
 
 def test_numbers_written_never_sum_to_more_than_one() -> None:
