@@ -65,7 +65,7 @@ MEANS = 48
 
 
 def frames_of(profile: Profile, data: Sequence[Path], count: int) -> tuple[Photos, Photos]:
-    """FITTED training frames, evenly spaced, and `count` held out; sounds as frames of any length.
+    """FITTED training frames and `count` held out, evenly spaced; sounds as frames of any length.
 
     Raises ValueError: no such data.
     """
@@ -80,8 +80,11 @@ def frames_of(profile: Profile, data: Sequence[Path], count: int) -> tuple[Photo
         return parts[0].take(shown), held
     photos = load(data, "train")
     training, kept = split_off(photos)
-    step = max(1, len(training) // FITTED)
-    return photos.take(training[::step][:FITTED]), photos.take(kept[:count])
+    spaced = [
+        each[:: max(1, len(each) // most)][:most]  # files, and so indices, come class by class
+        for each, most in ((training, FITTED), (kept, count))
+    ]
+    return photos.take(spaced[0]), photos.take(spaced[1])
 
 
 def ragged(sounds: Sequence[Any]) -> Any:

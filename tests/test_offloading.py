@@ -94,3 +94,15 @@ def test_the_profile_gets_settings_that_both_sides_take(
 def test_what_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert offloading.main(["sings", "--data", "none"]) == 2
     assert "no profile 'sings'" in capsys.readouterr().err
+
+
+def test_frames_of_every_class_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 600
+    frames = np.zeros((count, 8, 8, 3), np.uint8)
+    folders = Photos(frames, np.arange(count) * 10 // count)
+    monkeypatch.setattr(offloading, "load", lambda *_: folders)
+    shown, tried = offloading.frames_of(load("imagenette"), [Path("none")], 40)
+    assert len(shown) == offloading.FITTED
+    assert len(tried) == 40
+    for part in (shown, tried):
+        assert set(part.labels) == set(range(10))
