@@ -357,12 +357,10 @@ def run(args: argparse.Namespace, command: str) -> None:
     if args.amend:
         setting = {name: params[name] for name in SETTING}
         params["slo"]["bytes"] = coded_bytes(pair, photos, setting)
-        amended = params
+        amended, today = params, datetime.now(UTC).date().isoformat()
         record: dict[str, Any] = {
-            "frames": f"{len(photos)} {source}",
-            "command": command,
-            "date": datetime.now(UTC).date().isoformat(),
-        }
+            "frames": f"{len(photos)} {source}", "command": command, "date": today,
+        }  # fmt: skip
         recovery = profile.manifest.params(NAME).get("recovery", RECOVERY)
         own, before = loaded.manifest.params(NAME), loaded.made.get("calibration", {})
         others = own.get("recoveries", {})
