@@ -80,8 +80,9 @@ def frames_of(profile: Profile, data: Sequence[Path], count: int) -> tuple[Photo
         return parts[0].take(shown), held
     photos = load(data, "train")
     training, kept = split_off(photos)
+    # Files, and so indices, come class by class.
     spaced = [
-        each[:: max(1, len(each) // most)][:most]  # files, and so indices, come class by class
+        each[np.arange(min(most, len(each))) * len(each) // min(most, len(each))]
         for each, most in ((training, FITTED), (kept, count))
     ]
     return photos.take(spaced[0]), photos.take(spaced[1])
