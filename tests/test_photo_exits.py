@@ -26,6 +26,7 @@ from server.serving import Serving, strategies
 from tests.profiles import CLASSES, SIDE, tiny
 
 LAYERS = Layers(1, 2, 2)
+BOTH = dict.fromkeys(("dimec", "dimee"), LAYERS)
 
 
 def photos(count: int, seed: int) -> Photos:
@@ -44,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> profiles.Profile:
         patch.setattr(publish, "PROFILES", root)
         job = Job((), root / "out", 0, None, False)
         (root / "out").mkdir()
-        photo_exits.stage(job, "tiny", photos(100, 1), photos(60, 2), LAYERS, Costs(gamma=2.0), 95)
+        photo_exits.stage(job, "tiny", photos(100, 1), photos(60, 2), BOTH, Costs(gamma=2.0), 95)
     return profiles.load(directory)
 
 
@@ -122,7 +123,7 @@ def test_the_bench_s_tables_are_of_the_photographs_held_out_and_unseen(
     chosen, held = (known.take(rows) for rows in split_off(known))
     (tmp_path / "out").mkdir()
     job = Job((), tmp_path / "out", 0, None, False)
-    photo_exits.stage(job, "tiny", chosen, held, LAYERS, Costs(gamma=2.0, unit=0.01), 95)
+    photo_exits.stage(job, "tiny", chosen, held, BOTH, Costs(gamma=2.0, unit=0.01), 95)
     profile = profiles.load(directory)
     costs = tiertables.costs_of(profile)
     assert costs == Costs(gamma=2.0, unit=0.01)

@@ -7,7 +7,7 @@ there are: DIMEC-DC's are some of DIMEE's. Pools come from photographs held out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,11 +120,12 @@ def _half(values: Sequence[Tensor]) -> npt.NDArray[np.float16]:
 
 
 def stage(
-    job: Job, name: str, photos: Photos, held: Photos, layers: Layers, costs: Costs, quality: int
-) -> None:
+    job: Job, name: str, photos: Photos, held: Photos, layers: Mapping[str, Layers], costs: Costs,
+    quality: int,
+) -> None:  # fmt: skip
     """Train the exits of the published profile ``name``, and add both strategies to it.
 
-    ``quality``: of the JPEG in which a picture leaves the device.
+    ``layers`` by strategy; ``quality``: of the JPEG in which a picture leaves the device.
     """
     directory, vit = publish.PROFILES / name, classifier(name)
     seen, shown = tokens(vit, photos), tokens(vit, held)
@@ -133,28 +134,30 @@ def stage(
     config = asdict(made.config)
     served = load_model(job.weights("exits"), "exits", config)
     assert isinstance(served, Exits)
-    exits_npz(served, layers.mobile, job.out / EXITS)
+    exits_npz(served, max(each.mobile for each in layers.values()), job.out / EXITS)
     split = told(served, shown, held.labels)
     right = split.right.mean(1)
     job.record("exits", 0.0, frames=len(photos), held_out=[round(float(x), 4) for x in right])
     print("right behind each layer:", right.round(3))
     janus = profile.load(directory).manifest.params("janus")
-    params = {
-        "mobile": layers.mobile, "edge": layers.edge, "exits": EXITS, "quality": quality,
-        **{key: janus[key] for key in JANUS},
+    strategies = {
+        each: {
+            "mobile": its.mobile, "edge": its.edge, "exits": EXITS, "quality": quality,
+            **{key: janus[key] for key in JANUS}, "blocks": list(janus["blocks"][: its.mobile]),
+        }
+        for each, its in layers.items()
     }  # fmt: skip
-    strategies = {each: {**params, "blocks": list(janus["blocks"][: layers.mobile])}
-                  for each in pooling.NAMES}  # fmt: skip
     amend(
         directory, models={"exits": (job.weights("exits"), config)}, strategies=strategies,
         files={EXITS: job.out / EXITS}, made={"exits": job.recorded("exits")},
     )  # fmt: skip
-    truth = np.stack([_truth(note[layers.mobile - 1], held.labels) for note in notes])
+    truth = np.stack([_truth(note, held.labels) for note in notes])
     pooling.stage(
-        directory, job.out, split, np.arange(len(held)), dict.fromkeys(pooling.NAMES, truth),
-        dict.fromkeys(pooling.NAMES, layers), costs, job.seed,
+        directory, job.out, split, np.arange(len(held)),
+        {each: truth[:, its.mobile - 1] for each, its in layers.items()}, layers, costs, job.seed,
     )  # fmt: skip
 
 
 def _truth(rows: F32, labels: npt.NDArray[np.int64]) -> F32:
-    return rows[np.arange(len(labels)), labels]
+    """The true label's probability [exits, n] of what the exits said [exits, n, classes]."""
+    return rows[:, np.arange(len(labels)), labels]

@@ -60,9 +60,11 @@ DF = {"r": 0.4, "floor": 0.0, "recovery": "none", "codec": "mosaic", "quality": 
 CNN = CnnConfig(len(CLASSES), (48, 96, 192, 160), depths=(1, 2, 1, 1), shrink=2)
 """The backbone of DeepCOD: the teacher's first layers and a narrower last stage, 2.8 MB."""
 AUTOENCODER = AutoEncoderConfig((224, 224))
-TIERS, COSTS = Layers(2, 3, 6), Costs(gamma=6.0, unit=0.0006)
-"""Of DIMEC-DC and DIMEE: a third and half of the layers, as with BERT-base; a charge per layer, and
-the whole model on the mobile weighs half a point, as with the sentences."""
+TIERS = {"dimec": Layers(2, 4, 6), "dimee": Layers(3, 5, 6)}
+"""m, n and l, chosen on photographs held out."""
+COSTS = Costs(gamma=6.0, unit=0.0006)
+"""Of DIMEC-DC and DIMEE: a charge per layer, and the whole model on the mobile weighs half a point,
+as with the sentences."""
 STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
