@@ -117,7 +117,8 @@ def train_light(job: Job) -> None:
     def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         return data.frames[chosen]
 
-    light.stage(job, "signs", frames, data.labels, len(data), scenes.load(CHOOSING))
+    # Each scene is sampled twice: more steps on fewer lessons learn these by heart.
+    light.stage(job, "signs", frames, data.labels, 2 * len(data), scenes.load(CHOOSING))
 
 
 def add_po(job: Job) -> None:
