@@ -14,7 +14,7 @@ from bench.frontier import BUDGETS, CODED, METHODS, RAW
 from bench.pair import Row
 from common.errors import OffboardError
 
-LEVELS = (1000, 1500, 2000, 3000, 4000, 6000, 8000, 12_000)
+LEVELS = (1000, 1500, 2000, 3000, 4000, 6000, 8000, 12_000, 36_000)
 """Coded bytes per frame at which methods are compared."""
 MARKS = dict(zip(METHODS, "pHo^vxsDP*X<>hd", strict=True))
 ACROSS = 0.4
