@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def test_every_method_is_run_at_every_point_that_has_it(profile: Profile) -> Non
     assert ("WebP", "block-1") not in at
     quick = points.configurations(profile.manifest, quick=True)
     assert len(quick) == len({(each.method, each.point) for each in quick}) == len(at)
+
+
+def test_what_a_codec_loses_counts_on_whichever_frames(profile: Profile) -> None:
+    offload = dict(profile.manifest.params("offload")) | {"whole": 0.7}
+    codec = {"npz": "a.npz", "bytes": 50.0, "accuracy": 0.6, "whole": 0.9}
+    points_ = [{"name": "input", "rates": [codec]}]
+    strategies = {"offload": offload, "deepcod": {"points": points_}}
+    manifest = replace(profile.manifest, strategies=strategies)
+    first = points.configurations(manifest)[0]
+    assert first.method == "DeepCOD"
+    assert first.expected == pytest.approx(0.4)
 
 
 def test_the_cheapest_setting_that_loses_a_point_at_most_is_chosen() -> None:

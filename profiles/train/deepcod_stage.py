@@ -169,7 +169,8 @@ def add(job: Job, plan: Plan, directory: Path, figures: Mapping[str, Mapping[str
             paths = {kind: f"{FOLDER}/{point}-{rate}.{kind}" for kind in kinds}
             files |= {path: job.out / "device" / Path(path).name for path in paths.values()}
             measure = figures[f"{point}-{rate}"]
-            rates.append({**paths, "bytes": measure["bytes"], "accuracy": measure["accuracy"]})
+            known = {"bytes": "bytes", "accuracy": "accuracy", "whole": "clean"}
+            rates.append({**paths, **{key: measure[name] for key, name in known.items()}})
         points.append({"name": point, "rates": rates})
         if place:
             paths = {kind: _place(directory, file) for kind, file in cut[place - 1].items()}
