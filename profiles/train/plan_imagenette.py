@@ -69,16 +69,20 @@ STORED = 2_400
 """Photographs whose first rounds the light inference learns from."""
 
 _INPUT = DeepCODConfig((112, 112), 3, 48, 8, 33, widths=(48, 32, 16, 8))
+_BLOCK1 = DeepCODConfig((28, 28), 48, 32, 2, 33, widths=(48, 40))
 _BLOCK3 = DeepCODConfig((14, 14), 96, 48, 2, 33, widths=(64, 64))
+_BLOCK4 = DeepCODConfig((7, 7), 192, 32, 1, 25, widths=(64,))
 DEEPCOD = Plan(
     (
         Aim("input", _INPUT, 900, 6),
         Aim("input", replace(_INPUT, levels=57), 1700, 4, after=True),
+        Aim("block-1", _BLOCK1, 900, 1.5),
         Aim("block-3", _BLOCK3, 500, 2),
+        Aim("block-4", _BLOCK4, 350, 1.2),
     ),
-    backbone="cnn", flip=True, default=("input", 2),
+    backbone="cnn", flip=True, default=("input", 2), runtime="onnx",
 )  # fmt: skip
-"""Points between and a deeper one train as well, but would not fit the repository's 40 MB."""
+"""A third rate at the input and one at block-2 train as well, but would not fit the 40 MB."""
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
