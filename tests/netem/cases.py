@@ -30,8 +30,13 @@ DARK = Shape(WIFI.rate, WIFI.rtt, loss=100.0)
 """Packets vanish, and nobody is told."""
 
 
-def right(rows: Sequence[Row], reference: Sequence[Row], local: Sequence[Row]) -> None:
-    """Every frame has exactly one answer, in order; the right one, or marked as not the best."""
+def right(
+    rows: Sequence[Row], reference: Sequence[Row], alone: Mapping[str, Sequence[Row]]
+) -> None:
+    """Every frame has exactly one answer, in order; the right one, or marked as not the best.
+
+    `alone`: what the device answers by itself, by the strategy that its answer names.
+    """
     for index, (row, truth) in enumerate(zip(rows, reference, strict=False)):
         where = f"frame {index}: {row}"
         assert row["frame"] in (truth["frame"], str(index)), where
@@ -41,8 +46,8 @@ def right(rows: Sequence[Row], reference: Sequence[Row], local: Sequence[Row]) -
         elif row["degraded"] is None:
             assert row["label"] == truth["label"], f"{where} but over an open link {truth}"
             assert row["source"] == truth["source"], where
-        elif row["source"] == "device" and local:
-            assert row["label"] == local[index]["label"], where
+        elif row["source"] == "device":
+            assert row["label"] == alone[row["strategy"]][index]["label"], where
         else:
             assert row["label"] is not None, where
 

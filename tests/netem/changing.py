@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from tests.netem.cases import DARK, FAST, SLOW, STEPS_RTT, WIFI, right, timely
-from tests.netem.conftest import COUNT, OFFERED, TABLES
+from tests.netem.conftest import COUNT, TABLES
 from tests.netem.world import Played, World
+from tests.served import OFFERED
 
 Reference = dict[str, list[dict[str, Any]]]
+Alone = dict[str, Reference]
 TOGETHER = 3
 """Strategies that share one run of a case: they share a CPU, too."""
 PERIOD = 0.5
@@ -91,12 +93,12 @@ CASES = {"outage": outage, "cut": cut, "steps": steps}
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_frame_is_answered_or_marked(
-    name: str, strategy: str, play: Play, open_link: Reference
+    name: str, strategy: str, play: Play, open_link: Reference, alone: Alone
 ) -> None:
     for played in play(name, strategy):
         rows = [each.row for each in played.seen[strategy]]
         assert len(rows) == played.fed <= COUNT, "not one answer for each frame"
-        right(rows, open_link[strategy], open_link.get("local", []))
+        right(rows, open_link[strategy], alone[strategy])
         # The first had to load things.
         timely(rows[played.warm :], DEADLINE, played.lag * 1000.0)
         late = waited(played, strategy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,22 +11,20 @@ from typing import Any
 
 import pytest
 
-from common import profile, registry
 from profiles.train import signs
 from tests.netem import ground, net, world
+from tests.served import OFFERED, PROFILES, SERVED
 
-PROFILE = "signs"
+ALONE = {"dimec": "route=mobile", "dimee": "route=mobile"}
+"""Strategies that have an answer of their own where no server is, beside the local model's, and how
+to get it."""
+Rows = list[dict[str, Any]]
 COUNT = 32
 """Frames: as many as the longest case sends, since a sample of patches depends on the number."""
 TABLES: defaultdict[str, list[str]] = defaultdict(list)
 """Lines to print when all is over, by title."""
 HEADS: dict[str, str] = {}
 """The first line of a table that has one, by title."""
-OFFERED = tuple(
-    name
-    for name in registry.names("device.strategies")
-    if name in profile.load(PROFILE).manifest.strategies
-)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -42,25 +41,44 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def here() -> Iterator[world.World]:
-    """A server behind a link, and the frames to send it."""
+    """Servers behind a link, and the frames to send them."""
     if (trouble := ground.native()) is not None:
         pytest.skip(f"{trouble}; {ground.user_mode() or 'use ./run netem'}")
     with tempfile.TemporaryDirectory(prefix="offboard-netem-") as text, net.joined() as joined:
         own = Path(text)
         first = signs.EVALUATION.start
         frames = signs.write(own / "frames", range(first, first + COUNT))
-        found = world.World(joined, frames, own / "cache", own / "device.log")
-        with world.server(joined, PROFILE, own / "server.log"):
+        logs = [own / "device.log", *(own / f"{name}.log" for name in PROFILES)]
+        with contextlib.ExitStack() as stack:
+            at = {
+                name: stack.enter_context(world.server(joined, name, world.PORT + index, log))
+                for index, (name, log) in enumerate(zip(PROFILES, logs[1:], strict=True))
+            }
+            servers = {strategy: at[name] for strategy, name in SERVED.items()}
             try:
-                yield found
+                yield world.World(joined, frames, own / "cache", logs[0], servers)
             finally:
-                for log in (own / "server.log", own / "device.log"):
+                for log in logs:
                     if "Traceback" in (said := log.read_text()):
                         TABLES[f"a traceback in {log.name}"] = said.splitlines()[-60:]
 
 
 @pytest.fixture(scope="session")
-def open_link(here: world.World) -> dict[str, list[dict[str, Any]]]:
+def open_link(here: world.World) -> dict[str, Rows]:
     """What each strategy answers to every frame over a link that is not shaped."""
     here.net.shape(None)
     return {name: here.stored(name, COUNT, deadline_ms=60_000) for name in OFFERED}
+
+
+@pytest.fixture(scope="session")
+def alone(here: world.World, open_link: dict[str, Rows]) -> dict[str, dict[str, Rows]]:
+    """What the device of each strategy answers to every frame where no server does."""
+    here.net.shape(None)
+    local = {
+        server: here.stored("local", COUNT, deadline_ms=60_000, server=server)
+        for server in dict.fromkeys(here.servers.values())
+    }
+    found = {name: {"local": local[here.servers[name]]} for name in OFFERED}
+    for name, setting in ALONE.items():
+        found[name][name] = here.stored(name, COUNT, "--set", setting, deadline_ms=60_000)
+    return found

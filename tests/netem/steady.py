@@ -17,6 +17,7 @@ from tests.netem.world import World
 
 Rows = list[dict[str, Any]]
 Reference = dict[str, Rows]
+Alone = dict[str, Reference]
 FRAMES = {"1mbps": 11, "5g": COUNT, "wifi": COUNT}
 USUAL = 14
 DEADLINE = 8000.0
@@ -47,7 +48,7 @@ HEADS[TITLE] = (
 
 
 @pytest.mark.parametrize("link", STEADY)
-def test_steady(link: str, strategy: str, here: World, open_link: Reference) -> None:
+def test_steady(link: str, strategy: str, here: World, open_link: Reference, alone: Alone) -> None:
     shape = STEADY[link]
     count = FRAMES.get(link, USUAL)
     here.net.shape(shape)
@@ -59,7 +60,7 @@ def test_steady(link: str, strategy: str, here: World, open_link: Reference) -> 
     for _ in range(TRIES):
         rows = here.stored(strategy, count, deadline_ms=DEADLINE)
         assert len(rows) == count
-        right(rows, open_link[strategy], open_link.get("local", []))
+        right(rows, open_link[strategy], alone[strategy])
         timely(rows, DEADLINE)
         for row in rows:
             assert row["error"] is None, row
@@ -77,11 +78,11 @@ def test_steady(link: str, strategy: str, here: World, open_link: Reference) -> 
 
 
 @pytest.mark.parametrize("link", ROUGH)
-def test_rough(link: str, strategy: str, here: World, open_link: Reference) -> None:
+def test_rough(link: str, strategy: str, here: World, open_link: Reference, alone: Alone) -> None:
     here.net.shape(ROUGH[link])
     rows = here.stored(strategy, USUAL, deadline_ms=DEADLINE)
     assert len(rows) == USUAL
-    right(rows, open_link[strategy], open_link.get("local", []))
+    right(rows, open_link[strategy], alone[strategy])
     timely(rows, DEADLINE)
 
 

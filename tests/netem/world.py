@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import served
 from tests.netem.net import HOSTS, Net
 
-SERVER = f"{HOSTS['server']}:7070"
+PORT = 7070
+"""Of the first profile's server; the next ones' follow."""
 BOOT = 300.0
 """Seconds the server may take to get ready."""
 RUN = 120.0
@@ -103,37 +105,41 @@ def _drain(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def server(net: Net, profile: str, log: Path) -> Iterator[None]:
-    """A server at SERVER, ready."""
-    command = [sys.executable, "-m", "server", "--profile", profile, "--listen", SERVER]
+def server(net: Net, profile: str, port: int, log: Path) -> Iterator[str]:
+    """A server, ready. Its address."""
+    address = f"{HOSTS['server']}:{port}"
+    command = [sys.executable, "-m", "server", "--profile", profile, "--listen", address]
     with spawned(net.command("server", [*command, "--insecure"]), log, "ready on"):
-        yield
+        yield address
 
 
 @dataclass(slots=True)
 class World:
-    """Devices at one end of `net`. `frames`: the pictures they send, in order."""
+    """Devices at one end of `net`. `frames`: the pictures they send, in order.
+
+    `servers`: where at the other end each strategy is served.
+    """
 
     net: Net
     frames: list[Path]
     cache: Path
     log: Path
+    servers: dict[str, str] = field(default_factory=dict)
 
-    def device(self, strategy: str, source: str, *options: str) -> list[str]:
-        """The command of a device process."""
-        words = [sys.executable, "-m", "device", "--source", source, "--strategy", strategy]
-        if strategy == "amot":  # its answers are compared: none may depend on the frames before
-            words += ["--set", "slo_objective=fixed"]
-        return self.net.command("device", [*words, "--json", *options])
+    def device(self, strategy: str, source: str, *options: str, server: str = "") -> list[str]:
+        """The command of a device process, of a `server` if not its own."""
+        words = [sys.executable, "-m", "device", "--server", server or self.servers[strategy]]
+        words += ["--source", source, "--strategy", strategy, "--json"]
+        return self.net.command("device", [*words, *served.options(strategy), *options])
 
     def stored(
-        self, strategy: str, count: int, *, deadline_ms: float, server: str = SERVER
+        self, strategy: str, count: int, *options: str, deadline_ms: float, server: str = ""
     ) -> list[dict[str, Any]]:
         """The answers to the first `count` frames, one in flight."""
         with self._folder(count) as folder, self.log.open("a") as errors:
             done = subprocess.run(
-                self.device(strategy, str(folder), "--server", server, "--in-flight", "1",
-                            "--deadline", str(deadline_ms)),
+                self.device(strategy, str(folder), "--in-flight", "1", "--deadline",
+                            str(deadline_ms), *options, server=server),
                 stdout=subprocess.PIPE, stderr=errors, text=True, timeout=RUN, check=False,
                 env=self._environment(),
             )  # fmt: skip
@@ -155,8 +161,7 @@ class World:
         lag = 0.0
         with contextlib.ExitStack() as stack:
             for run in runs:
-                words = self.device(run.strategy, "-", "--server", SERVER)
-                words += ["--deadline", str(deadline_ms)]
+                words = self.device(run.strategy, "-", "--deadline", str(deadline_ms))
                 run.process = stack.enter_context(spawned(words, self.log, **self._environment()))
                 run.begin()
             # The interpreters have started, the bundle is complete and the local model has been
