@@ -41,7 +41,7 @@ def kernel_of(model: DeepCOD, frames: bool) -> tuple[F32, F32]:
     if frames:
         numbers, factor = whole((kernel / 255).numpy())
         return factor * numbers, bias.numpy()
-    return kernel.numpy(), bias.numpy()
+    return kernel.half().float().numpy(), bias.numpy()  # as ONNX and TFLite keep it
 
 
 def whole(kernel: F32) -> tuple[npt.NDArray[np.int8], np.float32]:

@@ -76,13 +76,14 @@ DEEPCOD = Plan(
     (
         Aim("input", _INPUT, 900, 6),
         Aim("input", replace(_INPUT, levels=57), 1700, 4, after=True),
+        Aim("input", replace(_INPUT, levels=97), 3000, 2.5, after=True),
         Aim("block-1", _BLOCK1, 900, 1.5),
         Aim("block-3", _BLOCK3, 500, 2),
         Aim("block-4", _BLOCK4, 350, 1.2),
     ),
     backbone="cnn", flip=True, default=("input", 2), runtime="onnx",
 )  # fmt: skip
-"""A third rate at the input and one at block-2 train as well, but would not fit the 40 MB."""
+"""One at block-2 trains as well, but would not fit the 40 MB."""
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
