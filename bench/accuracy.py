@@ -16,7 +16,7 @@ from device.steering import LOSS
 from profiles.replay import Frame
 
 CODED = {"jpeg-90": 0.71, "jpeg-75": 0.0, "jpeg-50": 4.0}
-"""Points that a frame so coded costs, of 700 photographs. int8 changed the right of none."""
+"""Points that a frame so coded costs, of 700 photographs. int8 tokens cost 0.05 at most: none."""
 MERGED = {
     "declining": ((0.0, 0.0), (0.468, 0.0), (0.691, 0.33), (0.8, 3.0)),
     "fixed": ((0.0, 0.0), (0.472, 0.0), (0.658, 1.0)),
