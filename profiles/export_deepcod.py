@@ -20,8 +20,8 @@ from torch import nn
 
 from common.book import Book
 from profiles import tflite
-from profiles.export_janus import Pointing
 from profiles.graph import Graph, floats, folded, pictures
+from profiles.pointing import Pointing
 from server.models.cnn import Block, Cnn
 from server.models.deepcod import STEPS, DeepCOD
 

@@ -1,7 +1,7 @@
 """Writes the first layers of a classifier as ONNX, for strategies that split the model.
 
-``embed.onnx`` computes the tokens of a frame before their positions are added; every strategy that
-splits shares it. ``po.onnx`` and ``mbc.onnx`` go on from there.
+``rows`` computes the tokens of a frame before their positions are added; PO and MBC share it.
+``po`` and ``mbc`` go on from there. The first two point into the classifier's weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from profiles.graph import Graph, floats, folded, pictures
+from profiles.graph import Graph, floats, folded, macs, pictures
+from profiles.pointing import Pointing
 from server.models.bottleneck import Bottleneck
 from server.models.stem import LocalStem, Mixer
 from server.models.vit import Attention, Block, PatchEmbed, VisionTransformer
@@ -21,18 +22,16 @@ from server.models.vit import Attention, Block, PatchEmbed, VisionTransformer
 FRAME, EMBEDDING, TOKENS, LATENT = "frame", "embedding", "tokens", "latent"
 
 
-def embed_onnx(vit: VisionTransformer, path: Path) -> int:
+def rows_onnx(vit: VisionTransformer, weights: Path) -> tuple[Path, int]:
     """The embedding: ``frame`` uint8 [1, H, W, 3] to ``embedding`` float32 [1, N, dim].
 
-    Writes ``path`` and returns the multiply-adds.
+    Written beside ``weights``, the file of ``vit``. Returns its path and the multiply-adds.
     """
-    config, g = vit.config, Graph()
-    rows = embedding(g, vit)
-    g.reshape(rows, EMBEDDING, 1, config.grid**2, config.dim)
-    return g.save(
-        path, EMBEDDING, pictures(FRAME, 1, config.image, config.image, config.channels),
-        floats(EMBEDDING, 1, config.grid**2, config.dim),
-    )  # fmt: skip
+    config, g = vit.config, Pointing(vit, weights)
+    path = weights.with_name(f"{weights.stem}-rows.onnx")
+    g.reshape(embedding(g, vit), EMBEDDING, 1, config.grid**2, config.dim)
+    frame = pictures(FRAME, 1, config.image, config.image, config.channels)
+    return path, macs(g.write(path, [frame], [floats(EMBEDDING, 1, config.grid**2, config.dim)]))
 
 
 def embedding(g: Graph, vit: VisionTransformer) -> str:
@@ -65,21 +64,23 @@ def embedding(g: Graph, vit: VisionTransformer) -> str:
     return x
 
 
-def po_onnx(vit: VisionTransformer, path: Path) -> int:
+def po_onnx(vit: VisionTransformer, weights: Path) -> tuple[Path, int]:
     """Positions and the first block: ``embedding`` [1, N, dim] to ``tokens`` [1, 1+N, dim].
 
-    Writes ``path`` and returns the multiply-adds.
+    Written beside ``weights``, the file of ``vit``. Returns its path and the multiply-adds.
     """
-    g, n, dim = Graph(), vit.config.grid**2, vit.config.dim
+    g, n, dim = Pointing(vit, weights), vit.config.grid**2, vit.config.dim
+    path = weights.with_name(f"{weights.stem}-po.onnx")
     with torch.no_grad():
         first = (vit.cls_token + vit.pos_embed[:, :1])[0]
     x = g.reshape(EMBEDDING, "plain", n, dim)
-    x = g.node("Add", [x, g.weight("places", vit.pos_embed[0, 1:])], "placed")
-    x = g.node("Concat", [g.weight("first", first), x], "all", axis=0)
+    x = g.node("Add", [x, g.constant("places", vit.pos_embed[0, 1:].detach().numpy())], "placed")
+    x = g.node("Concat", [g.constant("first", first.numpy()), x], "all", axis=0)
     block = vit.blocks[0]
     assert isinstance(block, Block)
     g.reshape(_block(g, x, block, 1 + n), TOKENS, 1, 1 + n, dim)
-    return g.save(path, "po", floats(EMBEDDING, 1, n, dim), floats(TOKENS, 1, 1 + n, dim))
+    whole = floats(TOKENS, 1, 1 + n, dim)
+    return path, macs(g.write(path, [floats(EMBEDDING, 1, n, dim)], [whole]))
 
 
 def mbc_onnx(model: Bottleneck, path: Path) -> int:

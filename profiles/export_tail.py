@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiles.export_deepcod import INPUT, block_onnx, shapes_of
-from profiles.export_janus import Pointing
 from profiles.graph import floats
+from profiles.pointing import Pointing
 from server.models.cnn import Block, Cnn
 
 PROBABILITIES = "probabilities"

@@ -28,8 +28,18 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 75, "scale": 1.0},
     "amot": {"r1": 0.25, "r2": 0.25, "threshold": 0.8, "codec": "mosaic", "quality": 75},
     "local": {"model": "local", "file": "device/local.onnx"},
-    "po": {"embed": "device/embed.onnx", "block": "device/po.onnx", "codec": "raw"},
-    "mbc": {"embed": "device/embed.onnx", "squeeze": "device/mbc.onnx", "codec": "raw"},
+    "po": {
+        "weights": "weights/vit.safetensors",
+        "embed": "weights/vit-rows.onnx",
+        "block": "weights/vit-po.onnx",
+        "codec": "raw",
+    },
+    "mbc": {
+        "weights": "weights/vit.safetensors",
+        "embed": "weights/vit-rows.onnx",
+        "squeeze": "device/mbc.onnx",
+        "codec": "raw",
+    },
     "df": {"filter": "device/df.onnx", "r": 0.25, "recovery": "mae"},
     "sdt": {"scale": 0.5, "r2": 0.25, "threshold": 1.0},
     "isr": {"scale": 0.5, "quality": 75},
@@ -58,12 +68,13 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     (root / "device").mkdir()
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
-    files = [f"device/{name}.onnx" for name in ("local", "embed", "po", "mbc", "df")]
+    files = [f"device/{name}.onnx" for name in ("local", "mbc", "df")]
     files += [*codecs.FILES, *(f"device/{name}" for name in offloads.FILES)]
     for name, data in tiers_stub.files(16).items():
         (root / name).write_bytes(data)
         files.append(name)
-    janus = STRATEGIES["janus"]
+    janus, po = STRATEGIES["janus"], STRATEGIES["po"]
+    files += [po["embed"], po["block"]]
     files += [janus["weights"], janus["embed"], *janus["blocks"], janus["last"]]
     document = {
         "format": FORMAT,
@@ -104,7 +115,7 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
 
     from profiles.export import filter_onnx
     from profiles.export_janus import layers_onnx
-    from profiles.export_split import embed_onnx, mbc_onnx, po_onnx
+    from profiles.export_split import mbc_onnx, po_onnx, rows_onnx
     from profiles.train.bottleneck import start
     from profiles.train.filter import Filter
     from server.models.bottleneck import BottleneckConfig
@@ -136,12 +147,11 @@ def _models(root: Path, seed: int) -> dict[str, dict[str, Any]]:
         squeezed, filter = start(bottleneck, classifier, frames), Filter()
         exits = Exits(ExitsConfig(dim=16, layers=1, classes=len(CLASSES)))
     device = root / "device"
-    embed_onnx(classifier, device / "embed.onnx")
-    po_onnx(classifier, device / "po.onnx")
     mbc_onnx(squeezed, device / "mbc.onnx")
     filter_onnx(filter, device / "df.onnx", SIDE)
     save_file(classifier.state_dict(), root / "weights" / "vit.safetensors")
-    layers_onnx(classifier, root / "weights" / "vit.safetensors")
+    for export in (layers_onnx, rows_onnx, po_onnx):
+        export(classifier, root / "weights" / "vit.safetensors")
     save_file(recovery.state_dict(), root / "weights" / "mae.safetensors")
     save_file(sharper.state_dict(), root / "weights" / "superres.safetensors")
     save_file(squeezed.state_dict(), root / "weights" / "bottleneck.safetensors")

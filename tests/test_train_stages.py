@@ -36,7 +36,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # What one step of training leaves cannot be told from chance: any share will do.
     monkeypatch.setattr(plan_signs, "SHARE", 1.0)
     monkeypatch.setattr(plan_imagenette, "SHARE", 1.0)
-    monkeypatch.setattr(plan_imagenette, "TIERS", Layers(1, 2, 3))
+    tiers = dict.fromkeys(("dimec", "dimee"), Layers(1, 2, 3))
+    monkeypatch.setattr(plan_imagenette, "TIERS", tiers)
     return tmp_path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from common import profile
 from profiles.amend import amend
 from profiles.export import filter_onnx
-from profiles.export_split import embed_onnx, mbc_onnx, po_onnx
+from profiles.export_split import mbc_onnx, po_onnx, rows_onnx
 from profiles.train import bottleneck, filter, publish
 from profiles.train.bottleneck import U8, Frames
 from profiles.train.filter import Batches, Marked
@@ -23,17 +23,19 @@ from server.models.bottleneck import Bottleneck, BottleneckConfig
 from server.models.checkpoint import load_model, save_weights
 from server.models.vit import VisionTransformer
 
-EMBED, BLOCK, SQUEEZE, FILTER = (f"device/{name}.onnx" for name in ("embed", "po", "mbc", "df"))
+SQUEEZE, FILTER = "device/mbc.onnx", "device/df.onnx"
 MIXERS = 1
 """Layers of MBC's decoder."""
 
 
 def po(job: Job, name: str) -> None:
     """PO: the embedding and the first block for the device. Nothing is trained."""
-    vit = classifier(name)
-    macs = embed_onnx(vit, job.out / "embed.onnx") + po_onnx(vit, job.out / "po.onnx")
-    params = {"embed": EMBED, "block": BLOCK, "precision": "int8", "codec": "zstd"}
-    _add(job, name, "po", {**params, "device_macs": macs}, EMBED, BLOCK)
+    vit, weights = classifier(name)
+    (embed, embed_macs), (block, block_macs) = rows_onnx(vit, weights), po_onnx(vit, weights)
+    handed = {_place(path): path for path in (weights, embed, block)}
+    params = dict(zip(("weights", "embed", "block"), handed, strict=True))
+    params |= {"precision": "int8", "codec": "zstd"}
+    _add(job, name, "po", {**params, "device_macs": embed_macs + block_macs}, handed)
 
 
 def df(
@@ -48,7 +50,8 @@ def df(
     )
     macs = filter_onnx(model, job.out / "df.onnx")
     job.record("df", seconds, overlap=filter.overlap(model, held))
-    _add(job, name, "df", {"filter": FILTER, **params, "device_macs": macs}, FILTER)
+    params = {"filter": FILTER, **params, "device_macs": macs}
+    _add(job, name, "df", params, {FILTER: job.out / "df.onnx"})
 
 
 def mbc(
@@ -59,7 +62,7 @@ def mbc(
 
     ``frames``, ``first`` and ``samples`` as in ``bottleneck.train``.
     """
-    vit = classifier(name)
+    vit, weights = classifier(name)
     config = BottleneckConfig(vit.config.dim, channels, levels, MIXERS, vit.config.grid)
     model, seconds = bottleneck.train(
         config, vit, frames, first, samples, job.checkpoint("mbc"), job.minutes(9), job.seed,
@@ -69,27 +72,34 @@ def mbc(
     served = load_model(job.weights("mbc"), "bottleneck", asdict(config))
     assert isinstance(served, Bottleneck)
     job.record("mbc", seconds, **bottleneck.accuracy(served, vit, held))
-    macs = embed_onnx(vit, job.out / "embed.onnx") + mbc_onnx(served, job.out / "mbc.onnx")
-    params = {"embed": EMBED, "squeeze": SQUEEZE, "codec": "zstd", "device_macs": macs}
+    embed, macs = rows_onnx(vit, weights)
+    macs += mbc_onnx(served, job.out / "mbc.onnx")
+    handed = {_place(weights): weights, _place(embed): embed, SQUEEZE: job.out / "mbc.onnx"}
+    params = dict(zip(("weights", "embed", "squeeze"), handed, strict=True))
     models = {"bottleneck": (job.weights("mbc"), asdict(config))}
-    _add(job, name, "mbc", params, EMBED, SQUEEZE, models=models)
+    _add(job, name, "mbc", {**params, "codec": "zstd", "device_macs": macs}, handed, models)
 
 
-def classifier(name: str) -> VisionTransformer:
-    """The classifier of the published profile ``name``."""
+def classifier(name: str) -> tuple[VisionTransformer, Path]:
+    """The classifier of the published profile ``name``, and its file."""
     entry = profile.load(publish.PROFILES / name).models["vit"]
     vit = load_model(entry.file, entry.kind, entry.config)
     assert isinstance(vit, VisionTransformer)
-    return vit.requires_grad_(False)
+    return vit.requires_grad_(False), entry.file
+
+
+def _place(path: Path) -> str:
+    """Of a file beside a profile's weights, its path in the profile."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _add(
-    job: Job, name: str, strategy: str, params: Mapping[str, Any], *files: str,
+    job: Job, name: str, strategy: str, params: Mapping[str, Any], files: Mapping[str, Path],
     models: Mapping[str, tuple[Path, Mapping[str, Any]]] | None = None,
 ) -> None:  # fmt: skip
     made = job.recorded(strategy)
     amend(
         publish.PROFILES / name, models=models, strategies={strategy: params},
-        files={place: job.out / Path(place).name for place in files},
+        files=files,
         made={strategy: made} if made else {},
     )  # fmt: skip

@@ -127,7 +127,7 @@ def stage(
 
     ``layers`` by strategy; ``quality``: of the JPEG in which a picture leaves the device.
     """
-    directory, vit = publish.PROFILES / name, classifier(name)
+    directory, (vit, _) = publish.PROFILES / name, classifier(name)
     seen, shown = tokens(vit, photos), tokens(vit, held)
     made, notes = train(seen[0], photos.labels, shown[0], job.seed)
     save_weights(made, job.weights("exits"))
