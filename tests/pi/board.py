@@ -40,7 +40,7 @@ LIGHT, SMALL, LARGE = 50.0, 80.0, 100.0
 photographs' transformer and the local model beside them."""
 LAYERS = frozenset(("dimec", "dimee", "janus"))
 """Strategies that run such parts."""
-MODELS = LAYERS | {"df", "local", "mbc", "po"}
+MODELS = LAYERS | {"deepcod", "df", "local", "mbc", "po"}
 """Strategies that run a model."""
 SECONDS = 3000.0
 
