@@ -78,12 +78,13 @@ DEEPCOD = Plan(
         Aim("input", replace(_INPUT, levels=57), 1700, 4, after=True),
         Aim("input", replace(_INPUT, levels=97), 3000, 2.5, after=True),
         Aim("block-1", _BLOCK1, 900, 1.5),
+        Aim("block-2", _BLOCK1, 700, 1.5),
         Aim("block-3", _BLOCK3, 500, 2),
         Aim("block-4", _BLOCK4, 350, 1.2),
     ),
     backbone="cnn", flip=True, default=("input", 2), runtime="onnx",
 )  # fmt: skip
-"""One at block-2 trains as well, but would not fit the 40 MB."""
+"""A codec at each point where the CNN can be cut, and three at the input."""
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
