@@ -130,6 +130,8 @@ class Pipeline:
         except ProtocolError as error:
             log.error("frame %s: the server's answer is unusable: %s", frame.name, error)
             answer = failed(f"protocol: {error}", strategy=plan.strategy)
+        except ConfigError as error:  # settings that the profile cannot follow
+            answer = failed(str(error), strategy=plan.strategy)
         except Exception as error:
             log.exception("frame %s: strategy %s failed", frame.name, plan.strategy)
             answer = failed(f"internal error: {error!r}", strategy=plan.strategy)

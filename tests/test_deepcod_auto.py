@@ -62,6 +62,18 @@ def test_the_rate_asked_for_is_taken_where_there_is_one(profile: Profile) -> Non
     assert sent(made, profile, Estimate(1e5), rate=2).params == {"point": "block-1", "rate": 1}
 
 
+def test_a_profiles_rate_is_no_demand_on_other_points(tmp_path: Path) -> None:
+    root = tiny(tmp_path)
+    amend(root, strategies={"deepcod": {"point": "input", "rate": 2}})
+    profile = load(root)
+    made = device(profile)
+    assert sent(made, profile, UNKNOWN).params == {"point": "input", "rate": 2}
+    query = sent(made, profile, UNKNOWN, point="block-1")
+    assert query.params == {"point": "block-1", "rate": 1}
+    with pytest.raises(ConfigError, match="no rate 2 of 'deepcod' at block-1: choose 1 to 1"):
+        sent(made, profile, UNKNOWN, point="block-1", rate=2)
+
+
 def test_all_that_it_may_take_is_loaded_beforehand(profile: Profile) -> None:
     made = device(profile)
     before = dict(made.encoders), dict(made.heads)

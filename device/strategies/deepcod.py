@@ -61,6 +61,8 @@ class DeepCod:
         if point == AUTO:
             best = choose(self.choices(rate), plan.link, self.cold)
             point, rate = best.point, best.rate
+        elif "rate" not in plan.params:  # the profile's may be of another point
+            rate = min(rate, len(self._points()[self._place(point)]["rates"]))
         code = self.encoder(point, rate, runtime)(self.values(frame, point, runtime))
         tensors = {"code": Tensor(code, "uint8", (len(code),))}
         sent = {"point": point, "rate": rate}
@@ -96,8 +98,8 @@ class DeepCod:
             rates = self._points()[self._place(point)]["rates"]
             if not 1 <= rate <= len(rates):
                 raise ConfigError(
-                    f"{self.bundle.manifest.name!r} has {len(rates)} rates of {NAME!r} "
-                    f"at {point}, no rate {rate}"
+                    f"{self.bundle.manifest.name!r} has no rate {rate} of {NAME!r} at {point}: "
+                    f"choose 1 to {len(rates)}"
                 )
             files = rates[rate - 1]
             model = None if runtime == "numpy" else self.bundle.path(files[runtime])
