@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 
 from tests.netem.cases import DARK, FAST, SLOW, STEPS_RTT, WIFI, right, timely
-from tests.netem.conftest import COUNT, TABLES
+from tests.netem.conftest import COUNT, TABLES, Alone, Reference
 from tests.netem.world import Played, World
 from tests.served import OFFERED
 
-Reference = dict[str, list[dict[str, Any]]]
-Alone = dict[str, Reference]
 TOGETHER = 3
 """Strategies that share one run of a case: they share a CPU, too."""
 PERIOD = 0.5

@@ -19,8 +19,13 @@ ALONE = {"dimec": "route=mobile", "dimee": "route=mobile"}
 """Strategies that have an answer of their own where no server is, beside the local model's, and how
 to get it."""
 Rows = list[dict[str, Any]]
+Reference = dict[str, Rows]
+Alone = dict[str, Reference]
 COUNT = 32
 """Frames: as many as the longest case sends, since a sample of patches depends on the number."""
+USUAL = 14
+"""Frames of a case over a link that does not change."""
+DEADLINE = 8000.0
 TABLES: defaultdict[str, list[str]] = defaultdict(list)
 """Lines to print when all is over, by title."""
 HEADS: dict[str, str] = {}
@@ -64,14 +69,14 @@ def here() -> Iterator[world.World]:
 
 
 @pytest.fixture(scope="session")
-def open_link(here: world.World) -> dict[str, Rows]:
+def open_link(here: world.World) -> Reference:
     """What each strategy answers to every frame over a link that is not shaped."""
     here.net.shape(None)
     return {name: here.stored(name, COUNT, deadline_ms=60_000) for name in OFFERED}
 
 
 @pytest.fixture(scope="session")
-def alone(here: world.World, open_link: dict[str, Rows]) -> dict[str, dict[str, Rows]]:
+def alone(here: world.World, open_link: Reference) -> Alone:
     """What the device of each strategy answers to every frame where no server does."""
     here.net.shape(None)
     local = {

@@ -10,17 +10,12 @@ from typing import Any
 import pytest
 
 from tests.netem import ground
-from tests.netem.cases import ROUGH, STEADY, right, timely
-from tests.netem.conftest import COUNT, HEADS, TABLES
+from tests.netem.cases import STEADY, right, timely
+from tests.netem.conftest import COUNT, DEADLINE, HEADS, TABLES, USUAL, Alone, Reference, Rows
 from tests.netem.net import Shape
 from tests.netem.world import World
 
-Rows = list[dict[str, Any]]
-Reference = dict[str, Rows]
-Alone = dict[str, Reference]
 FRAMES = {"1mbps": 11, "5g": COUNT, "wifi": COUNT}
-USUAL = 14
-DEADLINE = 8000.0
 TRIES = 5
 """How often a link is measured before it counts as too far from the truth: the machine may have
 had other work at that moment. The worst is told."""
@@ -75,15 +70,6 @@ def test_steady(link: str, strategy: str, here: World, open_link: Reference, alo
             break
     TABLES[TITLE].append(f"{link:<8}{strategy:<10}{seen.line(worst)}")
     assert not trouble, "; ".join(trouble)
-
-
-@pytest.mark.parametrize("link", ROUGH)
-def test_rough(link: str, strategy: str, here: World, open_link: Reference, alone: Alone) -> None:
-    here.net.shape(ROUGH[link])
-    rows = here.stored(strategy, USUAL, deadline_ms=DEADLINE)
-    assert len(rows) == USUAL
-    right(rows, open_link[strategy], alone[strategy])
-    timely(rows, DEADLINE)
 
 
 def wire(shape: Shape, row: dict[str, Any]) -> float:
