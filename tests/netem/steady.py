@@ -43,7 +43,7 @@ HEADS[TITLE] = (
 
 
 @pytest.mark.parametrize("link", STEADY)
-def test_steady(link: str, strategy: str, here: World, open_link: Reference, alone: Alone) -> None:
+def test_steady(link: str, strategy: str, here: World, open_link: Reference) -> None:
     shape = STEADY[link]
     count = FRAMES.get(link, USUAL)
     here.net.shape(shape)
