@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import sys
 import tempfile
@@ -150,9 +149,7 @@ def main(argv: list[str] | None = None) -> int:
             parser().error(f"--profile {options.profile} needs --data: labelled photos")
         configs = frontier.configurations(profile.manifest, options.quick)
         wanted = [config for config in configs if config.matches(options.only)]
-        rows: list[pair.Row] = []
-        if options.resume and options.json is not None and options.json.exists():
-            rows = json.loads(options.json.read_text())
+        rows = pair.kept(options.json, options.resume)
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch)
             if options.data is None:

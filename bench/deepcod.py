@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 import statistics
 import sys
@@ -220,9 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.frames is not None and options.frames < 1:
         parser().error("--frames must be at least 1")
     try:
-        rows: list[Row] = []
-        if options.resume and options.json is not None and options.json.exists():
-            rows = json.loads(options.json.read_text())
+        rows = pair.kept(options.json, options.resume)
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "few").mkdir()
             profile = profiles.load(options.profile)

@@ -13,7 +13,6 @@ pair runs only with --pair. The two are never mixed: each has its own table.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import timeit
@@ -26,6 +25,7 @@ import numpy as np
 
 from bench import janus_page as page
 from bench import janus_pair, machines, pair, scenarios, splits
+from bench.page import fill
 from bench.scenarios import BASELINES, OURS, PAPER, Row, World
 from bench.traces import Trace, folder
 from common import profile as profiles
@@ -157,9 +157,7 @@ def simulated(options: argparse.Namespace) -> list[Row]:
     found = machines.load(options.machines, names)
     made = scenarios.worlds(found, options.tasks)
     print(f"{machines.table(found)}\n\nfactors: {factors(made[0])}\n", flush=True)
-    rows: list[Row] = []
-    if options.resume and options.json is not None and options.json.exists():
-        rows = json.loads(options.json.read_text())
+    rows = pair.kept(options.json, options.resume)
     for world in made:
         figure7(world, traces, rows, options.json)
     overhead = table2(made[0])
@@ -171,7 +169,7 @@ def simulated(options: argparse.Namespace) -> list[Row]:
             page.plot7(rows, world.task.name, options.docs / f"janus-{world.task.name}.svg")
         page.plot8(figure8(made[0], series, traces[series]), options.docs / "janus-series.svg")
         page.plot9(figure9(made[0]), options.docs / "janus-sweep.svg")
-        page.put(options.docs, {
+        fill(options.docs / page.PAGE, {
             "machines": f"{machines.table(found)}\n\nFactors: {factors(made[0])}.",
             "figure7": page.figure7(rows),
             "gains": page.gains(rows),
@@ -202,7 +200,7 @@ def real(options: argparse.Namespace) -> list[Row]:
             rows.append(row)
             print(janus_pair.table(rows[-1:]).splitlines()[-1], flush=True)
     if options.docs is not None:
-        page.put(options.docs, {f"pair {profile.name}": janus_pair.table(rows)})
+        fill(options.docs / page.PAGE, {f"pair {profile.name}": janus_pair.table(rows)})
     return rows
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.scenarios import BASELINES, ORACLE, OURS, PAPER, Row
-from common.errors import OffboardError
 
 PAGE = "janus-results.md"
 STYLES = dict(zip((*BASELINES, PAPER, OURS), ("C7--", "C1-", "C2-.", "C4-", "C0-"), strict=True))
@@ -167,19 +166,3 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) 
     for place in axes.flat:
         place.grid(alpha=0.3)
     return figure, axes
-
-
-def put(directory: Path, sections: Mapping[str, str]) -> None:
-    """Replace what stands between "<!-- NAME -->" and "<!-- /NAME -->" of the page.
-
-    Raises OffboardError if the page lacks a section.
-    """
-    page = directory / PAGE
-    text = page.read_text()
-    for name, body in sections.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        if begin not in text or end not in text:
-            raise OffboardError(f"{page} has no lines {begin.strip()} and {end}")
-        before, after = text.split(begin)[0], text.split(end)[1]
-        text = f"{before}{begin}\n{body}\n\n{end}{after}"
-    page.write_text(text)

@@ -169,6 +169,14 @@ def agreement(answers: Sequence[Row], reference: Sequence[Row]) -> float:
     return statistics.fmean(same)
 
 
+def kept(path: Path | None, resume: bool) -> list[Row]:
+    """The rows that `write_json` left, where a run goes on from them."""
+    if not resume or path is None or not path.exists():
+        return []
+    rows: list[Row] = json.loads(path.read_text())
+    return rows
+
+
 def write_json(rows: Sequence[Row], path: Path | None) -> None:
     """Write a bench's rows as a JSON list, where a file was asked for."""
     if path is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import page
 from bench.frontier import BUDGETS, CODED, METHODS, RAW
 from bench.pair import Row
 from common.errors import OffboardError
@@ -134,15 +135,10 @@ def write(rows: Sequence[Row], directory: Path) -> None:
     if len(runs) != 1:
         raise OffboardError(f"rows of {len(runs)} runs, not of one: profile, weights, frames")
     ((profile, _, count),) = runs
+    page.fill(directory / "amot.md", {profile: tables(rows, profile, count)})
     for suffix, draw in PLOTS.items():
-        _figure(rows, draw, f"{profile}: {count} frames", directory / f"{profile}{suffix}.svg")
-    page = directory / "amot.md"
-    begin, end = f"<!-- {profile} -->\n", f"<!-- /{profile} -->"
-    text = page.read_text() if page.exists() else ""
-    if begin not in text or end not in text:
-        raise OffboardError(f"{page} has no lines {begin.strip()} and {end}")
-    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
-    page.write_text(f"{before}\n{tables(rows, profile, count)}\n\n{after}")
+        path = directory / f"{profile}{suffix}.svg"
+        page.plot(draw, rows, f"{profile}: {count} frames", path, "top-1, %")
 
 
 def tables(rows: Sequence[Row], profile: str, count: int) -> str:
@@ -161,18 +157,3 @@ def tables(rows: Sequence[Row], profile: str, count: int) -> str:
             "</details>",
         )
     )
-
-
-def _figure(
-    rows: Sequence[Row], draw: Callable[[Any, Sequence[Row]], None], title: str, path: Path
-) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    draw(axes, rows)
-    axes.set_ylabel("top-1, %")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import page
 from bench.pair import Row
 from bench.points import INPUT, MBPS, METHODS, PHONE, WIFI, fastest, latency_ms, network_ms
 from common.errors import OffboardError
@@ -201,15 +202,10 @@ def write(rows: Sequence[Row], manifest: Manifest, directory: Path) -> None:
     Raises OffboardError if these are missing.
     """
     profile = manifest.name
-    page = directory / "deepcod-bench.md"
-    begin, end = f"<!-- {profile} -->\n", f"<!-- /{profile} -->"
-    text = page.read_text() if page.exists() else ""
-    if begin not in text or end not in text:
-        raise OffboardError(f"{page} has no lines {begin.strip()} and {end}")
+    page.fill(directory / "deepcod-bench.md", {profile: tables(rows, manifest)})
     for suffix, draw in PLOTS.items():
-        _figure(rows, draw, profile, directory / f"deepcod-{profile}{suffix}.svg")
-    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
-    page.write_text(f"{before}\n{tables(rows, manifest)}\n\n{after}")
+        path = directory / f"deepcod-{profile}{suffix}.svg"
+        page.plot(draw, rows, profile, path)
 
 
 def tables(rows: Sequence[Row], manifest: Manifest) -> str:
@@ -259,17 +255,3 @@ def _whole(rows: Sequence[Row]) -> float:
         if row["coding"] == "lossless":
             return float(row["accuracy"])
     raise OffboardError("no row without loss: measure Offload, too")
-
-
-def _figure(
-    rows: Sequence[Row], draw: Callable[[Any, Sequence[Row]], None], title: str, path: Path
-) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    draw(axes, rows)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None})

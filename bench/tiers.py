@@ -20,6 +20,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from bench import pair, tierlinks, tiertables
+from bench.page import fill
 from common import profile as profiles
 from common.errors import OffboardError
 from common.profile import Profile
@@ -104,19 +105,6 @@ def tables(options: argparse.Namespace, profile: Profile) -> str:
     return "\n\n".join(parts)
 
 
-def write(part: str, profile: str, text: str, page: Path) -> None:
-    """Put `text` between "<!-- PROFILE PART -->" and "<!-- /PROFILE PART -->" of `page`.
-
-    Raises OffboardError if these lines are missing.
-    """
-    begin, end = f"<!-- {profile} {part} -->\n", f"<!-- /{profile} {part} -->"
-    whole = page.read_text() if page.exists() else ""
-    if begin not in whole or end not in whole:
-        raise OffboardError(f"{page} has no lines {begin.strip()} and {end}")
-    before, after = whole[: whole.index(begin) + len(begin)], whole[whole.index(end) :]
-    page.write_text(f"{before}\n{text}\n\n{after}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was asked for."""
     options = parser().parse_args(argv)
@@ -135,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.part in (None, part):
                 text = make(options, profile)
                 if options.docs is not None:
-                    write(part, profile.name, text, options.docs / "tiers.md")
+                    fill(options.docs / "tiers.md", {f"{profile.name} {part}": text})
     except (OffboardError, OSError, ValueError) as error:
         print(f"bench tiers: {error}", file=sys.stderr)
         return 2

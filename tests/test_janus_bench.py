@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench import janus, janus_page, janus_pair, scenarios
+from bench.page import fill
 from bench.scenarios import BASELINES, CLIP, IMAGE, ORACLE, OURS, PAPER, World
 from bench.traces import Trace
 from common.merging import fixed, remaining, schedule
@@ -138,7 +139,7 @@ def test_bad_commands_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "needs --data" in capsys.readouterr().err
     (tmp_path / janus_page.PAGE).write_text("nothing")
     with pytest.raises(janus.OffboardError, match="has no lines"):
-        janus_page.put(tmp_path, {"pair": "x"})
+        fill(tmp_path / janus_page.PAGE, {"pair": "x"})
 
 
 def test_the_pairs_baselines_merge_as_large_a_part_as_tome() -> None:

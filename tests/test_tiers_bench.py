@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench import tiers, tiertables
+from bench.page import fill
 from bench.tiertables import Row, Study
 from common.errors import OffboardError
 from profiles import fitted, scores
@@ -137,12 +138,12 @@ def test_a_row_s_change_is_in_points() -> None:
 def test_a_section_is_written_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "tiers.md"
     page.write_text("before\n<!-- sst2 links -->\nold\n<!-- /sst2 links -->\nafter\n")
-    tiers.write("links", "sst2", "new", page)
+    fill(page, {"sst2 links": "new"})
     assert page.read_text() == (
         "before\n<!-- sst2 links -->\n\nnew\n\n<!-- /sst2 links -->\nafter\n"
     )
     with pytest.raises(OffboardError, match="has no lines <!-- sst2 tables -->"):
-        tiers.write("tables", "sst2", "new", page)
+        fill(page, {"sst2 tables": "new"})
 
 
 def test_what_is_asked_wrongly_is_told(capsys: pytest.CaptureFixture[str]) -> None:
