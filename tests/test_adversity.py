@@ -10,9 +10,8 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -21,6 +20,7 @@ from bench import pair
 from profiles.train import signs
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 FRAMES = 5
 """Sent before, during and after the trouble, each."""
 DEADLINE_MS = 1500
@@ -124,14 +124,6 @@ def pictures() -> list[bytes]:
         Image.fromarray(signs.render(seed)[0]).save(buffer, "JPEG", quality=92)
         made.append(buffer.getvalue())
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFBOARD_CACHE", str(path))
-        yield path
 
 
 Trouble = Callable[[Proxy, Server], Awaitable[None]]

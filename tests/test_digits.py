@@ -218,11 +218,9 @@ MANIFEST = profiles.load("digits").manifest
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFBOARD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with pair.server("digits") as found:
-            yield found
+def address(own_cache: Path) -> Iterator[str]:
+    with pair.server("digits") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from tests.profiles import picture, tiny
 from tests.proxy import Proxy
 from tests.test_server import Process, started
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 COUNT = 6
 DEADLINE_MS = 1500
 PATIENCE = 60.0
@@ -35,13 +36,6 @@ SETTINGS: dict[str, dict[str, object]] = {
     "dimee": {"route": "cloud"},
 }
 """What makes a strategy go all the way."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFBOARD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,13 @@ from bench import pair
 from common import profile as profiles
 from profiles.train import signs
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 COUNT = 24
 FIELDS = {
     *("frame", "label", "prob", "top", "source", "strategy", "rounds", "bytes_up", "bytes_down"),
     *("latency_ms", "device_ms", "server_ms", "deadline_met", "degraded", "error"),
 }
 MANIFEST = profiles.load("signs").manifest
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No bundle of an earlier run: every device here starts with an address and nothing else."""
-    path = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFBOARD_CACHE", str(path))
-        yield path
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 
 from bench import pair
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 LINES: tuple[tuple[bytes, str | None], ...] = (
     (b"a wonderful film", None),
     (b"", "unreadable: an empty line"),
@@ -23,15 +24,6 @@ LINES: tuple[tuple[bytes, str | None], ...] = (
     (b"a dull mess", None),
 )
 """Lines, and how the error that each one gets begins."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the devices here keep what they have."""
-    path = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OFFBOARD_CACHE", str(path))
-        yield path
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +61,7 @@ def test_what_is_wrong_with_a_line_is_said_of_it_and_the_stream_goes_on(
 
 
 def test_pools_that_moved_are_found_by_the_next_run(
-    address: str, cache: Path, tmp_path: Path
+    address: str, own_cache: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("a fine film\n" * 30)
@@ -78,7 +70,7 @@ def test_pools_that_moved_are_found_by_the_next_run(
     for _ in range(2):
         status, answers = ask(address, str(path), *flags)
         assert (status, len(answers)) == (0, 30)
-        (left,) = cache.rglob("dimec-pools.npz")
+        (left,) = own_cache.rglob("dimec-pools.npz")
         with np.load(left) as held:
             counts.append(int(held["counts"].sum()))
     assert counts[1] == counts[0] + 30
