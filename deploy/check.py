@@ -36,7 +36,7 @@ def check_server(file: str) -> None:
 def check_device(file: str) -> None:
     """Raises ConfigError."""
     from device.cli import Settings, parameters
-    from device.library import offboard_connect
+    from device.connect import offboard_connect
     from device.source import open_source
 
     settings = load(Settings, ["--config", file], prog="check", table="device", environ={})

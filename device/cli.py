@@ -18,7 +18,7 @@ from common import journal, registry
 from common.errors import ConfigError, OffboardError
 from common.notify import notify, watch
 from common.settings import load, setting
-from device.library import PATIENCE, Offboard, offboard_connect
+from device.connect import PATIENCE, Offboard, offboard_connect
 from device.output import Printer, Summary
 from device.planner import STRATEGIES
 from device.source import Source, open_source

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from device.library import offboard_connect
+from device.connect import offboard_connect
 from device.strategy import Answer
 from tests.device_run import offline, program, run, slowly
 from tests.device_stub import CLASSES, Stub, manifest, shade, write

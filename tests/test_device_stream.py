@@ -15,7 +15,7 @@ from common.errors import ConfigError, Refused
 from common.messages import Query, Refusal, Result
 from device import keeper
 from device import picture as pictures
-from device.library import address, offboard_connect, offboard_connect_blocking
+from device.connect import address, offboard_connect, offboard_connect_blocking
 from device.source import Shot, Source
 from device.strategy import Answer
 from tests.device_run import run, slowly
