@@ -1,4 +1,4 @@
-"""A device that works on its own answer while it waits for the server's."""
+"""A device that works on its own answer while it still waits for the server's."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ T = TypeVar("T")
 Steps = Callable[[Iterable[int]], Iterable[int]]
 
 
-def every(steps: Iterable[int]) -> Iterable[int]:
-    """All of them: what is not done beside anything."""
-    return steps
-
-
 class Beside(Generic[T]):
-    """Does `work` in a thread of its own. It is given what it has to go through its steps with:
-    they end early once nobody waits for what comes out."""
+    """Does `work` in a thread of its own, in `delay` seconds or when its result is asked for.
 
-    def __init__(self, work: Callable[[Steps], T]) -> None:
-        self._work = work
+    It is given what it has to go through its steps with: they end early once nobody waits for what
+    comes out. A `delay` of None: only when it is asked for.
+    """
+
+    def __init__(self, work: Callable[[Steps], T], delay: float | None) -> None:
+        self._work, self._delay = work, delay
         self._made: Future[T] = Future()
-        self._stop = Event()
+        self._now, self._stop = Event(), Event()
         # No daemon: a program must not end within a step, and waits no longer than that.
         Thread(target=self._run, name="beside").start()
 
     def result(self) -> T:
         """What came out, when it is there. Raises what `work` raised."""
+        self._now.set()
         return self._made.result()
 
     def stop(self) -> None:
         """Nobody waits any longer: the step under way is the last."""
         self._stop.set()
+        self._now.set()
 
     def _run(self) -> None:
+        self._now.wait(self._delay)
+        if self._stop.is_set():
+            return
         try:
             self._made.set_result(self._work(self._wanted))
         except Exception as error:

@@ -4,13 +4,14 @@ Four things beyond the paper's harmonic mean, each kept because it won in replay
 
 - The next transfer is predicted by the last. A plan that leaves the device no time to answer by
   itself, should the link fail it, must hold at the slowest of the last TRANSFERS, too.
-- A plan that leaves it that time is given up when only that time is left (`patience`), and the
-  device finishes the frame (`finishing`): a wrong forecast costs no violation.
+- Under a plan that leaves it that time the device answers the frame by itself (`finishing`) beside
+  the server once only that time is left (`begins`): a wrong forecast costs no violation, and what
+  comes later than forecast but before the device's own answer is not lost.
 - A device that sends nothing learns nothing. What is expected of a link that was slow doubles every
   DOUBLE ms: to what the profiled link has, and after a long silence beyond. So it is tried again,
   little first.
-- As long as what was sent last was given up, a try costs no time: the device answers the frame by
-  itself `beside` it, and the answer that is there first is taken.
+- As long as what was sent last was given up, a try costs no time: the device begins its own answer
+  at once (`beside`).
 
 Milliseconds and bytes throughout; `now` is an argument.
 """
@@ -85,16 +86,23 @@ class Steering:
             return chosen
         return self._at(min(rate, min(self._rates, default=rate)), requirement, rtt)
 
-    def patience(self, chosen: Decision, requirement: float) -> float:
-        """Milliseconds from the frame's beginning after which its answer is not waited for.
+    def begins(self, chosen: Decision, requirement: float) -> float:
+        """Milliseconds from the frame's beginning after which the device answers it by itself, too.
 
-        What the device needs to finish before the requirement; all of it if that is before the
-        answer is due. The device's own answer, if it is at work on one beside.
+        When it needs what is left of the requirement, or at once beside a try. If it has no time
+        for both, when the server's answer is not waited for any longer.
         """
         if chosen.beside:
+            return chosen.device_ms
+        if self._hedged(chosen, requirement):
+            return requirement - self.finishing(chosen, 0.0)[1]
+        return self.waits(chosen, requirement)
+
+    def waits(self, chosen: Decision, requirement: float) -> float:
+        """Milliseconds from the frame's beginning for which the server's answer is waited for."""
+        if chosen.beside:
             return self._alone(chosen, requirement)
-        wait = requirement - self.finishing(chosen, 0.0)[1]
-        return wait if wait >= chosen.total_ms else max(requirement, chosen.device_ms)
+        return max(requirement, chosen.device_ms)
 
     def finishing(self, chosen: Decision, left: float) -> tuple[int, float]:
         """(index of alpha, ms) with which the device answers by itself, having run its part.
@@ -184,7 +192,7 @@ class Steering:
         return chosen.split <= self.costs.layers
 
     def _hedged(self, chosen: Decision, requirement: float) -> bool:
-        return self.patience(chosen, requirement) < requirement
+        return chosen.device_ms + self.finishing(chosen, 0.0)[1] <= requirement
 
 
 def _recent(values: Iterable[float]) -> float:

@@ -105,12 +105,16 @@ class Policy:
         """The configuration of a frame that begins at `now`. Only an oracle looks ahead."""
         raise NotImplementedError
 
-    def patience(self, chosen: Decision, setting: Setting) -> float:
-        """Milliseconds after which the device finishes by itself."""
+    def waits(self, chosen: Decision, setting: Setting) -> float:
+        """Milliseconds for which the server's answer is waited for."""
         return math.inf
 
+    def begins(self, chosen: Decision, setting: Setting) -> float:
+        """When the device begins its own; asked only of one that does not wait for ever."""
+        raise NotImplementedError
+
     def finishing(self, chosen: Decision, left: float) -> tuple[int, float]:
-        """(index of alpha, ms) of that; asked only of one whose patience ends."""
+        """(index of alpha, ms) of that."""
         raise NotImplementedError
 
     def answered(self, now: float, size: float, took: float) -> None:
@@ -174,7 +178,6 @@ class Steered(Policy):
     def __init__(self, costs: Costs, prior: float, slack: float = SLACK) -> None:
         super().__init__(costs)
         self._steering = Steering(costs, prior, slack)
-        self.patience_of = self._steering.patience
         self.finishing = self._steering.finishing  # type: ignore[method-assign]
         self.answered = self._steering.answered  # type: ignore[method-assign]
         self.gave_up = self._steering.gave_up  # type: ignore[method-assign]
@@ -183,9 +186,13 @@ class Steered(Policy):
         """As `device.steering` decides."""
         return self._steering.decide(now, setting.requirement, setting.rtt)
 
-    def patience(self, chosen: Decision, setting: Setting) -> float:
+    def waits(self, chosen: Decision, setting: Setting) -> float:
         """As the device waits."""
-        return self.patience_of(chosen, setting.requirement)
+        return self._steering.waits(chosen, setting.requirement)
+
+    def begins(self, chosen: Decision, setting: Setting) -> float:
+        """As the device begins."""
+        return self._steering.begins(chosen, setting.requirement)
 
 
 class Oracle(Policy):
@@ -271,14 +278,13 @@ def _frame(
     free = float(uplink.finish(max(given, free), size))
     link = free - given + setting.rtt
     latency = device + link + server
-    wait = policy.patience(chosen, setting)
-    if latency <= wait:
+    waited = policy.waits(chosen, setting)
+    if latency <= waited:
         policy.answered(now + latency, size, link - setting.rtt)
         return Frame(now, latency, device, link, server, chosen, loss, size), free
-    began = device if chosen.beside else wait
+    began = policy.begins(chosen, setting)
     again, rest = policy.finishing(chosen, setting.requirement - began)
     alone = float(costs.loss[again, len(costs.splits) - 1, 0])
-    policy.gave_up(now + wait, size, wait - device)
-    link = 0.0 if chosen.beside else wait - device
-    ended = device + link + rest
-    return Frame(now, ended, device + rest, link, 0.0, chosen, alone, size, True), free
+    policy.gave_up(now + waited, size, waited - device)
+    own = device + rest
+    return Frame(now, began + rest, own, began - device, 0.0, chosen, alone, size, True), free

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from threading import Event
 
 import pytest
 
-from device.beside import Beside, Steps, every
+from device.beside import Beside, Steps
 
 
-def test_what_comes_out_is_there_when_it_is_asked_for() -> None:
-    assert Beside(lambda steps: list(steps([1, 2, 3]))).result() == [1, 2, 3]
-    assert list(every([1, 2])) == [1, 2]
+@pytest.mark.parametrize("delay", [0.0, 3600.0, None])
+def test_what_comes_out_is_there_when_it_is_asked_for(delay: float | None) -> None:
+    """Whether or not it was due."""
+    assert Beside(lambda steps: list(steps([1, 2, 3])), delay).result() == [1, 2, 3]
+
+
+def test_it_begins_by_itself_when_it_is_due() -> None:
+    begun = Event()
+    beside = Beside(lambda _: begun.set(), 0.01)
+    assert begun.wait(10)
+    beside.stop()
+
+
+@pytest.mark.parametrize("delay", [3600.0, None])
+def test_what_nobody_waits_for_any_longer_does_not_begin(delay: float | None) -> None:
+    begun = Event()
+    before = set(threading.enumerate())
+    beside = Beside(lambda _: begun.set(), delay)
+    beside.stop()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not begun.is_set()
 
 
 def test_it_ends_after_the_step_under_way_once_nobody_waits() -> None:
@@ -25,7 +46,7 @@ def test_it_ends_after_the_step_under_way_once_nobody_waits() -> None:
             on.wait(10)
         return len(done)
 
-    beside = Beside(work)
+    beside = Beside(work, 0.0)
     assert begun.wait(10)
     beside.stop()
     on.set()
@@ -38,4 +59,4 @@ def test_what_it_raises_is_raised_where_it_is_asked_for() -> None:
         raise ValueError(f"no {next(iter(steps([7])))}")
 
     with pytest.raises(ValueError, match="no 7"):
-        Beside(work).result()
+        Beside(work, 0.0).result()

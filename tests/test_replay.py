@@ -152,6 +152,16 @@ def test_what_was_given_up_is_finished_in_time_and_holds_up_the_link() -> None:
     assert any(f.server > 0 for f in frames if f.start > 2500)
 
 
+def test_what_comes_late_but_before_the_devices_own_answer_is_taken() -> None:
+    """The link slows down under a frame; the device has begun beside it."""
+    setting = Setting(rtt=20.0, requirement=300.0, prior=1000.0)
+    policy = Steered(table(), setting.prior)
+    begins = policy.begins(policy.choose(0.0, steps(8.0), setting), setting)
+    first = replay(policy, Uplink([0, 10, 4000], [8.0, 0.4]), setting)[0]
+    assert begins < first.latency <= 300.0
+    assert (first.gave_up, first.server > 0) == (False, True)
+
+
 def test_after_a_failure_the_device_answers_beside_what_it_tries() -> None:
     """An outage violates nothing, and a try in it takes as long as the device alone."""
     uplink = steps(*[40.0] * 20, *[0.0] * 60, *[40.0] * 20)

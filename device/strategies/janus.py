@@ -5,8 +5,8 @@ layers there are N + 2 places to split at: 0, where the frame itself goes up, af
 N + 1, where the device answers alone. Only where tokens merge does a later split cost fewer bytes.
 
 With split=auto, the default of a profile that was measured, `device.steering` decides for each
-frame. Where the server does not answer in the time that leaves the device its own, the device
-finishes the frame; where the link has failed before, it begins at once. With split=fastest merging
+frame. Once the device needs what is left of the time for an answer of its own, it works on that
+beside the server; where the link has failed before, at once. With split=fastest merging
 stays as it is set and the split of least predicted latency is taken: Neurosurgeon on a vision
 transformer, a baseline.
 """
@@ -27,7 +27,7 @@ from common.errors import ConfigError, Refused, Unavailable
 from common.merging import Merges
 from common.messages import NO_DEADLINE, Query, Tensor
 from common.tokens import pack
-from device.beside import Beside, Steps, every
+from device.beside import Beside, Steps
 from device.bundle import Bundle
 from device.content import View, view
 from device.head import Head
@@ -186,8 +186,9 @@ class Janus:
             steering.framed(chosen, size)
         else:
             steering.ran(float(steering.costs.device[chosen.at]), sent - began)
-        wait = steering.patience(chosen, left) - (sent - began)
+        wait = steering.waits(chosen, left) - (sent - began)
         limit = NO_DEADLINE if math.isinf(wait) else max(1, int(wait))
+        begins = steering.begins(chosen, left) - (sent - began)
 
         def finish(steps: Steps) -> State:
             if state is not None:
@@ -196,17 +197,15 @@ class Janus:
             again = merging.schedule(steering.costs.alphas[alpha], layers, self.total)
             return self.head.run(self.view(frame), steps(again))
 
-        beside = Beside(finish) if chosen.beside else None
+        beside = Beside(finish, None if math.isinf(begins) else max(0.0, begins / 1e3))
         try:
             result = yield replace(query, ms_left=limit)
         except (Refused, Unavailable) as error:
             now = time.monotonic() * 1e3
             steering.gave_up(now, size, max(now - sent, chosen.link_ms))
-            done = beside.result() if beside else finish(every)
-            return stamped(self._alone(done, f"server: {error}"))
+            return stamped(self._alone(beside.result(), f"server: {error}"))
         finally:
-            if beside:
-                beside.stop()
+            beside.stop()
         now = time.monotonic() * 1e3
         steering.answered(now, size, now - sent - result.server_ms - rtt)
         computed = result.server_ms - result.queue_ms
