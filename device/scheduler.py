@@ -61,7 +61,7 @@ class Decision:
     """How to answer one frame, and what that is predicted to take, in milliseconds.
 
     `split`: see the module's text; `coding`: of what is sent, None if nothing is. `at`: the
-    configuration's indices in `Costs`. `beside`: the device answers by itself at the same time.
+    configuration's indices in `Costs`. `beside`: the device answers by itself from the start, too.
     """
 
     alpha: float
