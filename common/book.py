@@ -56,7 +56,7 @@ class Book:
             raise ValueError("a book has code lengths, a zero and a mark for every channel")
         self._tables = {"lengths": lengths, "zeros": zeros, "predicted": predicted}
         self._end, self._rare = items - 2, items - 1
-        self._entries = np.stack([_entries(*each) for each in zip(lengths, zeros, strict=True)])
+        self._entries = np.stack([entries(*each) for each in zip(lengths, zeros, strict=True)])
         self._next = [table(row) for row in lengths]
         self.zeros, self.predicted = zeros[:, None], np.flatnonzero(predicted)
 
@@ -98,7 +98,7 @@ class Book:
         value, rest = symbols(at), REST.take(run)
         value[ends], rest[ends] = self.zeros[:, 0], 0  # the code of a zero is that of the end
         entry = self._entries.take((channel * RUNS + CLASS.take(run)) * self.levels + value)
-        return _packed((entry >> 8) + rest, entry & 255)
+        return packed((entry >> 8) + rest, entry & 255)
 
     def differences(self, symbols: U8) -> U8:
         """Of the symbols of predicted channels [c, *grid], what is coded."""
@@ -111,12 +111,8 @@ class Book:
         places, least = int(np.prod(grid)), self.levels - 1
         if places > MOST:
             raise ValueError(f"a channel has {MOST} places at most")
-        bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
-        padded = np.concatenate((bits, np.zeros(LONGEST, np.uint8))).astype(np.int64)
-        windows = np.zeros(len(bits) + 1, dtype=np.int64)
-        for bit in range(LONGEST):
-            windows = windows << 1 | padded[bit : bit + len(windows)]
-        window, total = windows.tolist() + [0] * 64, len(bits)
+        window, bits = windows(data)
+        total = len(bits)
         symbols = np.repeat(self.zeros, places, axis=1)
         bases, wide, at = BASES.tolist(), EXTRA.tolist(), 0
         for channel, entries in enumerate(self._next):
@@ -194,17 +190,27 @@ def runs(told: Bools) -> tuple[Ints, Ints, Ints, Ints]:
     return found - channel, channel, run, ends
 
 
-def _entries(lengths: U8, zero: int) -> Ints:
-    """Of each run class and symbol of a channel, code * 256 + bits [RUNS, levels].
+def windows(data: bytes | bytearray | memoryview) -> tuple[list[int], U8]:
+    """From each bit of `data` on the next LONGEST, as a number, and a few beyond; and the bits."""
+    bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+    padded = np.concatenate((bits, np.zeros(LONGEST, np.uint8))).astype(np.int64)
+    found = np.zeros(len(bits) + 1, dtype=np.int64)
+    for bit in range(LONGEST):
+        found = found << 1 | padded[bit : bit + len(found)]
+    return found.tolist() + [0] * 64, bits
+
+
+def entries(lengths: U8, zero: int, kinds: int = RUNS) -> Ints:
+    """Of each of `kinds` run classes and each symbol, code * 256 + bits [kinds, levels].
 
     In the code of a class there is room for what it leaves open. A zero's is that of the end, and
     nothing where there is no run.
     """
     made, long = codes(lengths), lengths.astype(np.int64)
-    code, bits = (each[:-2].reshape(RUNS, -1) for each in (made, long))
+    code, bits = (each[:-2].reshape(kinds, -1) for each in (made, long))
     group, value = np.indices(code.shape)
     rare = made[-1] << 12 | group << 8 | value
-    wide = EXTRA[:, None]
+    wide = EXTRA[:kinds, None]
     code, bits = np.where(bits, code, rare) << wide, np.where(bits, bits, long[-1] + 12) + wide
     entries = np.insert(code << 8 | bits, zero, made[-2] << 8 | long[-2], axis=1)
     entries[0, zero] = 0
@@ -240,18 +246,28 @@ def _row(symbols: U8, levels: int) -> tuple[U8, int, float]:
     item[ends] = RUNS * (levels - 1)
     counts = np.bincount(item, minlength=RUNS * (levels - 1) + 2)
     counts[-2] -= empty
-    rare: Bools = counts < max(3, (len(item) - empty) >> LONGEST + 1)
-    rare[-2:] = False
-    counts[-1] = counts[rare].sum()
-    counts[-2:] += 1
-    held = np.flatnonzero(~rare)
-    row = np.zeros(len(counts), dtype=np.uint8)
-    row[held] = lengths(counts[held])
+    row = lengths_of(counts)
     size = float((row.astype(np.int64) * counts).sum() + 12 * counts[-1] + EXTRA[CLASS[run]].sum())
     return row, zero, size
 
 
-def _packed(code: Ints, length: Ints) -> bytes:
+def lengths_of(counts: Ints) -> U8:
+    """The best lengths for items that occur `counts` times, 0 for those too rare to have a code.
+
+    The last two, the end and what stands before the rare, always have one; `counts` is made to
+    hold them.
+    """
+    rare: Bools = counts < max(3, int(counts.sum()) >> LONGEST + 1)
+    rare[-2:] = False
+    counts[-1] = counts[rare].sum()
+    counts[-2:] += 1
+    held = np.flatnonzero(~rare)
+    made = np.zeros(len(counts), dtype=np.uint8)
+    made[held] = lengths(counts[held])
+    return made
+
+
+def packed(code: Ints, length: Ints) -> bytes:
     """Codes of up to 64 bits, one after the other."""
     stops = length.cumsum()
     size = int(stops[-1])

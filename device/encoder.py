@@ -6,7 +6,7 @@ fast as the runtimes do, which are there for devices that have an accelerator be
 
 The encoder's file, NAME.npz, holds "kernel" float32 [*k, features, C] with one or two k, "bias"
 [C], "shrink" (how many pixels to a side it takes the mean of first), "centres" [L] ascending, and
-the tables of `common.book`. NAME.onnx and NAME.tflite hold the convolution alone.
+the tables of `common.columns`. NAME.onnx and NAME.tflite hold the convolution alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.book import Book
+from common.columns import ColumnBook
 from common.errors import ConfigError
 from device import inference
 
@@ -27,7 +27,7 @@ U8 = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
 """What is encoded: [*size, features] with one or two sides; a frame is uint8 [H, W, 3]."""
 Convolution = Callable[[Values], F32]
-"""[*size, features] -> float32 [C, *grid], an array of its own."""
+"""[*size, features] -> float32 [*grid, C], an array of its own."""
 BINS = 4096
 
 
@@ -37,7 +37,7 @@ class Encoder:
     Raises ValueError if centres cannot be told apart.
     """
 
-    def __init__(self, convolve: Convolution, quantize: Quantizer, book: Book) -> None:
+    def __init__(self, convolve: Convolution, quantize: Quantizer, book: ColumnBook) -> None:
         self.convolve, self.quantize, self.book = convolve, quantize, book
         if not np.array_equal(quantize(quantize.centres), np.arange(len(quantize.centres))):
             raise ValueError("its centres do not ascend")
@@ -45,18 +45,17 @@ class Encoder:
 
     def symbols(self, values: Values) -> U8:
         """The symbols uint8 [C, *grid] of [*size, features]."""
-        return self.quantize(self.convolve(values))
+        return np.ascontiguousarray(np.moveaxis(self.quantize(self.convolve(values)), -1, 0))
 
     def __call__(self, values: Values) -> bytes:
         """The code of its symbols, which are found only where they are not their channel's zero."""
-        y, quantize, rows = self.convolve(values), self.quantize, self.book.predicted
-        if len(rows):
-            # The difference that a symbol is coded by takes its place, as the centre it stands for.
-            y[rows] = quantize.centres[self.book.differences(quantize(y[rows]))]
-        flat = y.reshape(len(self._above), -1)
-        told = flat > self._below
-        told |= flat <= self._above
-        return self.book.code(told, lambda at: quantize(flat.take(at, mode="clip")))
+        y, quantize, guess = self.convolve(values), self.quantize, self.book.guess
+        # The difference that a symbol is coded by takes its place, as the centre it stands for.
+        guessed = y[..., : guess.channels]
+        guessed[:] = quantize.centres.take(guess.differences(quantize(guessed)))
+        told = y > self._below
+        told |= y <= self._above
+        return self.book.code(told, lambda at: quantize(y.take(at, mode="clip")))
 
 
 class Quantizer:
@@ -105,24 +104,21 @@ def load(weights: Path, model: Path | None = None) -> Encoder:
         with np.load(weights) as file:
             kernel, bias, shrink = file["kernel"], file["bias"], int(file["shrink"])
             convolve = by_matrix(kernel, bias, shrink) if model is None else by_runtime(model)
-            return Encoder(convolve, Quantizer(file["centres"]), Book.read(file))
+            return Encoder(convolve, Quantizer(file["centres"]), ColumnBook.read(file))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{weights.name} is no encoder: {error}") from None
 
 
 def by_runtime(model: Path) -> Convolution:
     """The convolution in a model's file. Raises ConfigError: no runtime, not such a model."""
-    run = inference.load(model, source="values", target="signal")
-    if model.suffix == ".onnx":
-        return run
-    return lambda values: np.moveaxis(run(values), -1, 0)
+    return inference.load(model, source="values", target="signal")
 
 
 def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
     """The convolution by numpy: every place's values times `kernel` [*k, features, C]."""
     *sides, features, channels = kernel.shape
     tall, wide = (sides[0] if len(sides) == 2 else 1), sides[-1]
-    flat = np.ascontiguousarray(kernel.reshape(-1, channels).T)
+    flat = np.ascontiguousarray(kernel.reshape(-1, channels))
 
     def convolve(values: Values) -> F32:
         whole = _sums(values, shrink) if shrink > 1 else values
@@ -130,9 +126,9 @@ def by_matrix(kernel: F32, bias: F32, shrink: int) -> Convolution:
         rows, columns = height // tall, width // wide
         places = np.empty((rows, columns, tall, wide * features), dtype=np.float32)
         places[...] = whole.reshape(rows, tall, columns, -1).transpose(0, 2, 1, 3)
-        y: F32 = flat @ places.reshape(rows * columns, -1).T
-        y += bias[:, None]
-        return y.reshape(channels, *((rows, columns) if len(sides) == 2 else (columns,)))
+        y: F32 = places.reshape(rows * columns, -1) @ flat
+        y += bias
+        return y.reshape(*((rows, columns) if len(sides) == 2 else (columns,)), channels)
 
     return convolve
 

@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from common.book import Book
+from common.columns import ColumnBook
 from profiles import tflite
 from profiles.graph import Graph, floats, folded, pictures
 from profiles.pointing import Pointing
@@ -51,7 +51,7 @@ def whole(kernel: F32) -> tuple[npt.NDArray[np.int8], np.float32]:
 
 
 def numpy_file(
-    model: DeepCOD, book: Book, path: Path, frames: bool = True, shrink: int = 1
+    model: DeepCOD, book: ColumnBook, path: Path, frames: bool = True, shrink: int = 1
 ) -> None:
     """Write encoder, centres and code book to `path`, as `device.encoder` reads them.
 
@@ -72,7 +72,7 @@ def numpy_file(
 
 
 def onnx_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) -> None:
-    """Write the convolution: `values` [1, *size, features] to `signal` float32 [1, C, *grid].
+    """Write the convolution: `values` [1, *size, features] to `signal` float32 [1, *grid, C].
 
     A frame's bytes are multiplied as they are, and where the mean of `shrink` x `shrink` pixels is
     what counts, by a kernel so much larger.
@@ -80,14 +80,15 @@ def onnx_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) 
     kernel, bias = kernel_of(model, frames)
     shape, g = model.config, Graph()
     size = (1, *(shrink * side for side in shape.size), shape.inputs)
-    target = floats(OUTPUT, 1, shape.channels, *shape.grid)
+    target = floats(OUTPUT, 1, *shape.grid, shape.channels)
     if not frames:
         x = g.node(
             "Transpose", [INPUT], "planes", perm=[0, 1 + shape.dims, *range(1, 1 + shape.dims)]
         )
         names = [g.constant("kernel", kernel), g.constant("bias", bias)]
         sides = [shape.kernel] * shape.dims
-        g.node("Conv", [x, *names], OUTPUT, kernel_shape=sides, strides=sides)
+        x = g.node("Conv", [x, *names], "channels", kernel_shape=sides, strides=sides)
+        g.node("Transpose", [x], OUTPUT, perm=[0, *range(2, 2 + shape.dims), 1])
         g.save(path, "encoder", floats(INPUT, *size), target)
         return
     numbers, factor = whole(kernel)
@@ -106,8 +107,7 @@ def onnx_file(model: DeepCOD, path: Path, frames: bool = True, shrink: int = 1) 
     each = np.array(factor / shrink**shape.dims, np.float32)
     x = g.node("Mul", [x, g.constant("factor", each)], "scaled")
     x = g.node("Add", [x, g.constant("bias", bias)], "shifted")
-    x = g.node("Transpose", [x], "channels", perm=[1, 0])
-    g.reshape(x, OUTPUT, 1, shape.channels, *shape.grid)
+    g.reshape(x, OUTPUT, 1, *shape.grid, shape.channels)
     g.save(path, "encoder", pictures(INPUT, *size), target)
 
 

@@ -48,7 +48,7 @@ def write(root: Path, side: int, classes: int, seed: int) -> dict[str, dict[str,
     import torch
     from safetensors.torch import save_file
 
-    from common.book import trained
+    from common.columns import trained
     from profiles.export_deepcod import numpy_file, stages_onnx
     from server.models.cnn import Cnn, CnnConfig
     from server.models.deepcod import Rates, RatesConfig

@@ -58,7 +58,7 @@ def tiny_speech(directory: Path, seed: int = 0) -> Path:
     """Make the profile "tiny-speech" in `directory` / "tiny-speech" and return that path."""
     import torch
 
-    from common import book
+    from common import columns
     from profiles.amend import amend
     from profiles.export_deepcod import numpy_file
     from profiles.export_recogniser import recogniser_onnx, stages
@@ -85,7 +85,7 @@ def tiny_speech(directory: Path, seed: int = 0) -> Path:
     recogniser_onnx(model, FRAMES, made / "local.onnx")
     (stage,) = stages(model, FRAMES, made / "stage", 1)
     for point in points:
-        coded = book.trained(symbols, 4)
+        coded = columns.trained(symbols, 4)
         numpy_file(rates.codec(1, point), coded, made / f"{point}.npz", frames=point == "input")
     offered = {
         "backbone": "recogniser",

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import book
+from common import columns
 from common.errors import ConfigError
+from common.guess import allowed
 from device import encoder
 from device.encoder import Quantizer
 from profiles.export_deepcod import kernel_of, numpy_file, onnx_file, tflite_file, whole
@@ -49,7 +50,7 @@ def model() -> DeepCOD:
 def files(model: DeepCOD, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoder")
     seen = symbols(model, to_pictures(frames(20)))
-    numpy_file(model, book.trained(seen, CONFIG.levels), root / "e.npz")
+    numpy_file(model, columns.trained(seen, CONFIG.levels), root / "e.npz")
     onnx_file(model, root / "e.onnx")
     tflite_file(model, root / "e.tflite")
     return root
@@ -73,7 +74,7 @@ def test_every_runtime_gives_the_symbols_of_torch(
         assert found.shape == right.shape
         assert (found != right).mean() < FLIPPED
         y = model.encoder(model.scaled(to_pictures(frame[None])))[0].detach().numpy()
-        np.testing.assert_allclose(made.convolve(frame), y, atol=2e-4)
+        np.testing.assert_allclose(made.convolve(frame), np.moveaxis(y, 0, -1), atol=2e-4)
 
 
 def test_means_of_pixels_are_part_of_every_encoder(tmp_path: Path) -> None:
@@ -81,8 +82,8 @@ def test_means_of_pixels_are_part_of_every_encoder(tmp_path: Path) -> None:
     (frame,) = frames(1)
     x = torch.nn.functional.avg_pool2d(to_pictures(frame[None]), 2)
     with torch.no_grad():
-        wanted = half._measured(x)[0].numpy()
-    some = book.trained(symbols(half, x), CONFIG.levels)
+        wanted = np.moveaxis(half._measured(x)[0].numpy(), 0, -1)
+    some = columns.trained(symbols(half, x), CONFIG.levels)
     numpy_file(half, some, tmp_path / "e.npz", shrink=2)
     found = [encoder.load(tmp_path / "e.npz").convolve(frame)]
     for module, write, name in (
@@ -117,12 +118,12 @@ def test_the_files_are_small(files: Path) -> None:
         assert path.stat().st_size < 16_000
 
 
-@pytest.mark.parametrize("predicted", [0.0, 0.5, 1.0])
-def test_the_code_holds_the_symbols(files: Path, predicted: float) -> None:
+@pytest.mark.parametrize("guessed", [0, 5, 12])
+def test_the_code_holds_the_symbols(files: Path, guessed: int) -> None:
     made = encoder.load(files / "e.npz")
-    tables = made.book.tables
-    channels = len(tables["zeros"])
-    told = book.Book.read({**tables, "predicted": np.arange(channels) < predicted * channels})
+    taps = np.random.default_rng(0).integers(-40, 40, (9 * guessed, guessed)).astype(np.int16)
+    taps *= allowed(guessed)
+    told = columns.ColumnBook.read({**made.book.tables, "taps": taps})
     made = encoder.Encoder(made.convolve, made.quantize, told)
     for frame in frames(3, seed=9):
         symbols = made.symbols(frame)

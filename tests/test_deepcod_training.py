@@ -39,7 +39,8 @@ def trained(
     checkpoint: Path, backbone: Cnn, steps: int, first: float = 0.5, point: str = "input",
     config: DeepCODConfig = CONFIG, seen: list[float] | None = None,
 ) -> DeepCOD:  # fmt: skip
-    data = deepcod.to_pictures(scenes(40))
+    with torch.no_grad():
+        data = backbone.before(deepcod.to_pictures(scenes(40)), point)
 
     def inputs(tick: Tick) -> torch.Tensor:
         if seen is not None:

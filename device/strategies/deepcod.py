@@ -35,7 +35,7 @@ PARAMS = {
 
 @dataclass(frozen=True, slots=True)
 class DeepCod:
-    """Sends "code" uint8 [n], the symbols of what lies at a point as `common.book` codes them.
+    """Sends "code" uint8 [n], the symbols of what lies at a point as `common.columns` codes them.
 
     `point` says where the model is cut, `rate` which of its encoders, the first of which takes
     fewest bytes (of "auto", at each point that has so many); `runtime`, what computes the

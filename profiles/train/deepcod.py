@@ -30,7 +30,7 @@ from server.models.deepcod import DeepCOD, DeepCODConfig, constrain, settle, sna
 
 U8 = npt.NDArray[np.uint8]
 Inputs = Callable[[Tick], Tensor]
-"""A step's batch as the backbone takes it, such as pictures float32 [n, 3, h, w] in [0, 1]."""
+"""A step's batch of what lies at a point, float32 [n, features, *size]."""
 POOL = {1: F.avg_pool1d, 2: F.avg_pool2d}
 
 
@@ -95,16 +95,13 @@ def train(
     one of them should take then. `begin`: a trained codec of the same shape to start from instead.
     """
     torch.manual_seed(seed)
-    with torch.no_grad():
-        known = backbone.before(sample, point)
-    model = principal.start(config, known, size, begin)
+    model = principal.start(config, sample, size, begin)
     constrain(model)
-    principal.level(model, known[:32], fresh=begin is None)
+    principal.level(model, sample[:32], fresh=begin is None)
 
     def loss(tick: Tick) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            x = backbone.before(inputs(tick), point)
-            wanted = coarser(x, config.shrink)
+        x = inputs(tick)
+        wanted = coarser(x, config.shrink)
         restored, bits = model(x)
         error = F.mse_loss(model.scaled(restored), model.scaled(wanted))
         error = error / model.scaled(wanted).square().mean()

@@ -11,12 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import book, profile
+from common import columns, profile
+from common.columns import ColumnBook
 from device import encoder
 from profiles import amend, export_recogniser
 from profiles.export_deepcod import numpy_file, onnx_file, stages, tflite_file
 from profiles.train import publish
-from profiles.train.deepcod import U8, Weights, measured, symbols, to_pictures, train
+from profiles.train.deepcod import (
+    U8,
+    Inputs,
+    Weights,
+    measured,
+    symbols,
+    to_pictures,
+    train,
+)
 from profiles.train.job import Job
 from profiles.train.loop import Budget, Tick
 from profiles.train.photos import Photos
@@ -89,17 +98,15 @@ def stage(
     model = load_model(entry.file, entry.kind, entry.config).requires_grad_(False)
     before = backbone(model)
     order = np.random.default_rng(job.seed).permutation(len(frames))
-    sample = to_pictures(frames[np.sort(order[:SAMPLE])])
-
-    def pick(tick: Tick) -> Tensor:
-        chosen = frames[tick.indices] if varied is None else varied(tick)
-        return to_pictures(chosen[:, :, ::-1] if plan.flip and tick.rng.random() < 0.5 else chosen)
-
-    spent, whole, last = {}, Rates(plan.config), None
+    sample = frames[np.sort(order[:SAMPLE])]
+    spent, whole, last, where = {}, Rates(plan.config), None, ""
     for aim, (point, rate) in zip(plan.aims, plan.names(), strict=True):
         key = f"{point}-{rate}"
+        if point != where:
+            where, at = point, _at(before, point, sample)
+            pick = batches(before, point, frames, plan.flip, varied)
         last, spent[key] = train(
-            aim.config, before, point, pick, sample, aim.size, len(frames),
+            aim.config, before, point, pick, at, aim.size, len(frames),
             job.checkpoint(f"deepcod-{key}"), job.budget or Budget(minutes=aim.minutes), job.seed,
             job.resume, aim.weights, begin=last if aim.after else None,
         )  # fmt: skip
@@ -109,6 +116,34 @@ def stage(
     figures = export(job, plan, model, seen, held)
     job.record("deepcod", sum(spent.values()), held_out=figures)
     add(job, plan, directory, figures)
+
+
+@torch.no_grad()
+def batches(
+    before: Backbone, point: str, frames: U8, flip: bool, varied: Callable[[Tick], U8] | None
+) -> Inputs:
+    """What a step learns from at `point`; with `flip`, half of the steps see mirrored frames.
+
+    Behind the input it is computed once for all `frames` that do not vary: of 9,000 photographs
+    and their mirror images, 0.3 GB at the deepest point, 1.4 GB at the first.
+    """
+    if point == "input" or varied is not None:
+
+        def fresh(tick: Tick) -> Tensor:
+            chosen = frames[tick.indices] if varied is None else varied(tick)
+            mirrored = flip and tick.rng.random() < 0.5
+            with torch.no_grad():
+                return before.before(to_pictures(chosen[:, :, ::-1] if mirrored else chosen), point)
+
+        return fresh
+    sides = (frames, frames[:, :, ::-1]) if flip else (frames,)
+    maps = [_at(before, point, side, torch.float16) for side in sides]
+
+    def stored(tick: Tick) -> Tensor:
+        side = maps[int(flip and tick.rng.random() < 0.5)]
+        return side[torch.from_numpy(tick.indices)].float()
+
+    return stored
 
 
 @torch.no_grad()
@@ -126,7 +161,7 @@ def export(
         if point != known:
             at, held_at = (_at(before, point, each) for each in (frames, held.frames))
             known = point
-        made = book.trained(symbols(codec, at), codec.config.levels)
+        made = columns.trained(symbols(codec, at), codec.config.levels)
         write(job.out / "device" / f"{point}-{rate}", codec, made, model, point)
         codes = [made.encode(each) for each in symbols(codec, held_at)]
         size = float(np.mean([len(code) for code in codes]))
@@ -137,7 +172,7 @@ def export(
     return figures
 
 
-def write(stem: Path, codec: DeepCOD, made: book.Book, model: torch.nn.Module, point: str) -> None:
+def write(stem: Path, codec: DeepCOD, made: ColumnBook, model: torch.nn.Module, point: str) -> None:
     """The encoder's three files, STEM.npz, STEM.onnx and STEM.tflite."""
     shrink = model.config.shrink if isinstance(model, Cnn) and point == "input" else 1
     frames = point == "input"
@@ -201,9 +236,12 @@ def _place(directory: Path, file: Path) -> str:
     return f"weights/{file.name}" if inside else f"{FOLDER}/{file.name}"
 
 
-def _at(model: Backbone, point: str, frames: U8, batch: int = 50) -> Tensor:
+@torch.no_grad()
+def _at(
+    model: Backbone, point: str, frames: U8, kept: torch.dtype = torch.float32, batch: int = 50
+) -> Tensor:
     parts = [
-        model.before(to_pictures(frames[first : first + batch]), point)
+        model.before(to_pictures(frames[first : first + batch]), point).to(kept)
         for first in range(0, len(frames), batch)
     ]
     return torch.cat(parts)

@@ -63,8 +63,8 @@ class DeepCODConfig:
     def __post_init__(self) -> None:
         if len(self.size) not in CONV or any(side % self.kernel for side in self.size):
             raise ValueError("size has one or two sides, multiples of kernel")
-        if not 2 <= self.levels <= 256 or self.channels > self.inputs * self.kernel**self.dims:
-            raise ValueError("levels are 2 to 256, and channels no more than the kernel's inputs")
+        if not 2 <= self.levels <= 255 or self.channels > self.inputs * self.kernel**self.dims:
+            raise ValueError("levels are 2 to 255, and channels no more than the kernel's inputs")
         if not self.widths or (self.kernel > 1) > self.blocks or self.kernel % 2**self.blocks:
             raise ValueError("widths need a block for any stride, and kernel a factor 2 for each")
 

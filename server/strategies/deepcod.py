@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.book import Book
+from common.columns import ColumnBook
 from common.errors import ConfigError, Refused
 from common.messages import Query
 from server.models.backbone import KINDS, backbone
@@ -33,7 +33,7 @@ class Rate:
     """One of the profile's codecs and the book that its symbols are coded by."""
 
     codec: DeepCOD
-    book: Book
+    book: ColumnBook
 
     @property
     def longest(self) -> int:
@@ -107,7 +107,7 @@ def _rate(serving: Serving, codecs: Rates, point: str, rate: int, files: Mapping
     try:
         codec = codecs.codec(rate, point)
         with np.load(io.BytesIO(serving.profile.read(path))) as file:
-            centres, book = file["centres"], Book.read(file)
+            centres, book = file["centres"], ColumnBook.read(file)
     except (ValueError, KeyError, OSError) as error:
         raise ConfigError(f"{path} is no encoder: {error}") from None
     except IndexError:
