@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -14,27 +13,16 @@ if __name__ == "__main__":
     sys.path[:] = [str(here.parent), *(each for each in sys.path if Path(each).resolve() != here)]
 
 
-ARENA_MAX = -8
-"""glibc's M_ARENA_MAX."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the device program; returns its exit status."""
     # Before numpy is imported: a device gains nothing from more threads, and starts faster.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    _one_heap()
+    from device import heap
+
+    heap.one_for_all_threads()
     from device.cli import run
 
     return run(argv)
-
-
-def _one_heap() -> None:
-    """One heap for all threads: each would keep what a model freed in it, 10 to 30 MB."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return
-    mallopt(ARENA_MAX, 1)
 
 
 if __name__ == "__main__":

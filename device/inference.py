@@ -6,8 +6,10 @@ local model maps "frame" uint8 [H, W, 3] to "probabilities" float32 [classes].
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ConfigError
+from device import heap
 
 F32 = npt.NDArray[np.float32]
 Model = Callable[[npt.NDArray[Any]], F32]
@@ -48,13 +51,33 @@ def session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = THREADS
-    # Every session would keep its own: the blocks of a ViT-B 100 MB together, and save no time.
-    options.enable_cpu_mem_arena = False
+    _share_memory(onnxruntime)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights, which stay, would leave holes in it; and a plan of its own takes the most for each.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        opened = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's own classes share no public root
         raise ConfigError(f"{path.name} cannot be loaded by ONNX Runtime: {error}") from None
+    heap.give_back()
+    return opened
+
+
+@cache
+def _share_memory(onnxruntime: Any) -> None:
+    """One arena for the tensors of all sessions: as much as the largest needs, and no more.
+
+    Without any, malloc's heap keeps several times that; with one for each, they keep the sum.
+    """
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    place = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    # No limit, as much as is asked for at a time, the runtime's own chunks.
+    with contextlib.suppress(Exception):  # one is registered: the program's that we are part of
+        onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(0, 1, -1, -1))
 
 
 def _onnx(path: Path, source: str, target: str) -> Model:

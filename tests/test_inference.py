@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import ConfigError
 from device import inference
+from profiles.amend import PROFILES
 from tests.device_stub import classify, local_model, shade
 
 
@@ -95,3 +96,46 @@ def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
         env={"PATH": os.defpath, "HOME": str(home)},
     )
     assert not list(home.rglob("*"))
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np, psutil
+from device import heap, inference
+heap.one_for_all_threads()
+model = inference.load(Path(sys.argv[1]), "frame", "tokens")
+opened = psutil.Process().memory_info().rss
+for _ in range(20):
+    model(np.zeros((224, 224, 3), np.uint8))
+print((psutil.Process().memory_info().rss - opened) / 2**20)
+"""
+
+
+def test_a_model_keeps_little_of_what_it_computes_with() -> None:
+    """The first layers of the photographs' transformer hold some 5 MB at a time."""
+    graph = PROFILES / "imagenette" / "weights" / "vit-embed.onnx"
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(graph)], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 12.0
+
+
+def test_a_program_may_have_registered_memory_of_its_own(tmp_path: Path) -> None:
+    """Ours is then the one that it registered."""
+    (tmp_path / "local.onnx").write_bytes(local_model())
+    program = (
+        "import sys, onnxruntime as ort; from pathlib import Path; import numpy as np;"
+        "from device import inference;"
+        "kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR;"
+        "place = ort.OrtMemoryInfo('Cpu', kind, 0, ort.OrtMemType.DEFAULT);"
+        "ort.create_and_register_allocator(place, ort.OrtArenaCfg(0, 1, -1, -1));"
+        "print(inference.load(Path(sys.argv[1]))(np.zeros((64, 64, 3), np.uint8)).shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "local.onnx")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "(4,)\n"
