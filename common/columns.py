@@ -28,6 +28,7 @@ from common.book import (
     BASES,
     CLASS,
     EXTRA,
+    MOST,
     REST,
     Bools,
     entries,
@@ -186,7 +187,12 @@ class ColumnBook:
 
 
 def kinds(channels: int) -> int:
-    """How many classes the runs within so many channels fall into."""
+    """How many classes the runs within so many channels fall into.
+
+    Raises ValueError if those are too many.
+    """
+    if channels > MOST:
+        raise ValueError(f"a place has {MOST} channels at most")
     return int(CLASS[channels]) + 1
 
 
@@ -202,6 +208,7 @@ def trained(symbols: U8, levels: int) -> ColumnBook:
     """The best book for the symbols [n, c, *grid] of n frames."""
     n, channels, *grid = symbols.shape
     height, width = math.prod(grid[:-1]), grid[-1]
+    shape = (channels, CLASSES, kinds(channels) * levels + 2)
     made = np.moveaxis(symbols.reshape(n, channels, height, width), 1, -1).copy()
     guess = fitted(made, levels)
     for each in made[..., : guess.channels]:
@@ -214,7 +221,7 @@ def trained(symbols: U8, levels: int) -> ColumnBook:
     level = STEP * (np.arange(len(at)) - first[place]) + busy[place]
     start = at - run - channels * place
     item = CLASS[run] * levels + flat.reshape(-1).take(at, mode="clip")
-    item[ends] = kinds(channels) * levels
+    item[ends] = shape[-1] - 2
     coded = start < channels
     level, start, item = level[coded], start[coded], item[coded]
     bounds = np.zeros((channels, CLASSES - 1), np.int64)
@@ -224,7 +231,6 @@ def trained(symbols: U8, levels: int) -> ColumnBook:
         if len(found):
             bounds[channel] = np.quantile(found, shares, method="lower")
     row = start * CLASSES + (level[:, None] > bounds[start]).sum(1)
-    shape = (channels, CLASSES, kinds(channels) * levels + 2)
     counts = np.bincount(row * shape[-1] + item, minlength=math.prod(shape))
     lengths = np.stack([lengths_of(each) for each in counts.reshape(-1, shape[-1])])
     return ColumnBook(lengths.reshape(shape), bounds, zeros, guess.taps)

@@ -94,6 +94,11 @@ def test_a_guess_is_from_what_is_known_by_then() -> None:
     assert above[1].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_place_has_only_so_many_channels() -> None:
+    with pytest.raises(ValueError, match="1024 channels"):
+        trained(np.zeros((1, 1025, 1), np.uint8), 2)
+
+
 @pytest.mark.parametrize("change", ["short", "incomplete", "endless", "zeros", "bounds", "taps"])
 def test_a_book_that_is_none_is_refused(change: str) -> None:
     tables = {name: values.copy() for name, values in trained(some(9, 3, 50), 5).tables.items()}
