@@ -33,6 +33,7 @@ from profiles.train import (
     teacher,
     vit_photos,
 )
+from profiles.train.deepcod import Weights
 from profiles.train.deepcod_stage import Aim, Plan
 from profiles.train.job import Job, Stage
 from profiles.train.loop import Tick
@@ -80,11 +81,12 @@ DEEPCOD = Plan(
         Aim("block-1", _BLOCK1, 900, 1.5),
         Aim("block-2", _BLOCK1, 700, 1.5),
         Aim("block-3", _BLOCK3, 500, 2),
-        Aim("block-4", _BLOCK4, 350, 1.2),
+        Aim("block-4", _BLOCK4, 200, 4),
+        Aim("block-4", _BLOCK4, 300, 4, Weights(rate=0.1)),
     ),
     backbone="cnn", flip=True, default=("input", 2), runtime="onnx",
 )  # fmt: skip
-"""A codec at each point where the CNN can be cut, and three at the input."""
+"""A codec at each point where the CNN can be cut, three at the input and two at the deepest."""
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
