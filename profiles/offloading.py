@@ -206,7 +206,7 @@ def base_of(profile: Profile) -> Params:
     if "weights" in deepcod:
         made["weights"] = deepcod["weights"]
     if autoencoder.FILE in {file.path for file in profile.manifest.files}:
-        made["autoencoder"] = autoencoder.FILE
+        made |= {"autoencoder": autoencoder.FILE, "autoencoder_weights": autoencoder.WEIGHTS}
     return made
 
 

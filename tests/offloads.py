@@ -19,7 +19,8 @@ PARAMS: dict[str, Any] = {
     "weights": "weights/cnn.safetensors",
     "signals": {"input": [[1, 32, 32], [2, 16, 16]], "block-1": [[4, 8, 8]]},
     "books": "device/offload.npz",
-    "autoencoder": "device/autoencoder.onnx",
+    "autoencoder": "weights/autoencoder.onnx",
+    "autoencoder_weights": "weights/autoencoder.safetensors",
     "whole": 0.6,
     "ae": {"cost": 90.0, "accuracy": 0.58},
     "settings": {
@@ -41,7 +42,7 @@ PARAMS: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-FILES = ("offload.npz", "autoencoder.onnx")
+FILES = ("device/offload.npz", "weights/autoencoder.onnx", "weights/autoencoder.safetensors")
 
 
 def write(root: Path, side: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,6 @@ def write(root: Path, side: int, seed: int) -> dict[str, dict[str, Any]]:
         torch.manual_seed(seed)
         model = AutoEncoder(config).eval()
     model.quantizer.centres.data.copy_(torch.linspace(-0.2, 0.2, config.levels))
-    encoder_onnx(model, root / "device" / "autoencoder.onnx")
     random = np.random.default_rng(seed)
     books = {}
     for point, methods in PARAMS["settings"].items():
@@ -76,6 +76,7 @@ def write(root: Path, side: int, seed: int) -> dict[str, dict[str, Any]]:
     made = tables({**books, "ae": trained(seen, config.levels)})
     np.savez_compressed(root / "device" / "offload.npz", **made, **centres)
     save_file(model.state_dict(), root / "weights" / "autoencoder.safetensors")
+    encoder_onnx(model, root / "weights" / "autoencoder.safetensors")
     return {
         "autoencoder": {
             "kind": "autoencoder",

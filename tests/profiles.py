@@ -69,7 +69,7 @@ def tiny(directory: Path, seed: int = 0, **strategies: dict[str, Any]) -> Path:
     models = _models(root, seed)
     _local(root / "device" / "local.onnx", seed)
     files = [f"device/{name}.onnx" for name in ("local", "mbc", "df")]
-    files += [*codecs.FILES, *(f"device/{name}" for name in offloads.FILES)]
+    files += [*codecs.FILES, *offloads.FILES]
     for name, data in tiers_stub.files(16).items():
         (root / name).write_bytes(data)
         files.append(name)

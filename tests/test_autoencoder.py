@@ -13,7 +13,7 @@ import torch
 from common.profile import load
 from device import inference
 from profiles.train import publish
-from profiles.train.autoencoder import FILE, encoder_onnx, fidelity, stage, train
+from profiles.train.autoencoder import FILE, WEIGHTS, encoder_onnx, fidelity, stage, train
 from profiles.train.deepcod import to_signal
 from profiles.train.job import Job
 from profiles.train.loop import Budget
@@ -48,8 +48,9 @@ def test_the_device_computes_what_the_server_would(tmp_path: Path) -> None:
     save_weights(AutoEncoder(SMALL), tmp_path / "a.safetensors")
     model = load_model(tmp_path / "a.safetensors", "autoencoder", asdict(SMALL))
     assert isinstance(model, AutoEncoder)
-    macs = encoder_onnx(model, tmp_path / "a.onnx")
-    run = inference.load(tmp_path / "a.onnx", target="signal")
+    path, macs = encoder_onnx(model, tmp_path / "a.safetensors")
+    assert path.stat().st_size < 8_000  # it holds no weights
+    run = inference.load(path, target="signal")
     (frame,) = pictures(1)
     with torch.inference_mode():
         wanted = model.encoder(to_signal(frame[None]))[0].numpy()
@@ -76,5 +77,5 @@ def test_the_stage_adds_it_to_the_profile(tmp_path: Path, monkeypatch: pytest.Mo
     stage(job, "tiny", config, frames, Photos(frames, np.zeros(4, np.int64)))
     profile = load(root)
     assert profile.models["autoencoder"].config["channels"] == 4
-    assert FILE in {file.path for file in profile.manifest.files}
+    assert {FILE, WEIGHTS} <= {file.path for file in profile.manifest.files}
     assert profile.made["autoencoder"]["psnr"] > 0

@@ -138,6 +138,7 @@ class Offload:
 
     def coded(self, pixels: Pixels) -> bytes:
         """The auto-encoder's code."""
+        self.bundle.path(self.file("autoencoder_weights"))  # the graph points into it
         signal = self.model(self.file("autoencoder"), "signal", "frame")(pixels)
         with np.load(self.bundle.path(self.own["books"])) as file:
             quantize = Quantizer(file["ae/centres"])

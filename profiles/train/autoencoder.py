@@ -18,7 +18,8 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from profiles import amend
-from profiles.graph import Graph, floats, pictures
+from profiles.graph import floats, macs, pictures
+from profiles.pointing import Pointing
 from profiles.train import publish
 from profiles.train.deepcod import coarser, to_signal
 from profiles.train.job import Job
@@ -34,7 +35,9 @@ STEP = 1.0
 """Distance between centres at the start."""
 CROP = 112
 """Pixels to a side of what a step sees of a frame: all layers are convolutions, and see no more."""
-FILE = "device/autoencoder.onnx"
+FILE = "weights/autoencoder.onnx"
+WEIGHTS = "weights/autoencoder.safetensors"
+"""The device's encoder, and what it points into: the server's own file, which it needs too."""
 FRAME, SIGNAL = "frame", "signal"
 
 
@@ -68,12 +71,12 @@ def train(
     return model.eval(), seconds
 
 
-def encoder_onnx(model: AutoEncoder, path: Path) -> int:
-    """Write the encoder: `frame` uint8 [1, H, W, 3] to `signal` float32 [1, C, H/8, W/8].
+def encoder_onnx(model: AutoEncoder, weights: Path) -> tuple[Path, int]:
+    """Write the encoder beside `weights`: where it is, and its multiply-adds.
 
-    Returns its multiply-adds.
+    It takes `frame` uint8 [1, H, W, 3] to `signal` float32 [1, C, H/8, W/8].
     """
-    g = Graph()
+    g = Pointing(model, weights)
     scale = g.constant("scale", np.array(1 / 127.5, np.float32))
     one = g.constant("one", np.array(1, np.float32))
     x = g.node("Cast", [FRAME], "float", to=TensorProto.FLOAT)
@@ -90,13 +93,15 @@ def encoder_onnx(model: AutoEncoder, path: Path) -> int:
         else:
             x = g.node("Relu", [x], name)
     shape = model.config
-    return g.save(
-        path, "autoencoder", pictures(FRAME, 1, *shape.size, 3),
+    path = weights.with_suffix(".onnx")
+    source, target = (
+        pictures(FRAME, 1, *shape.size, 3),
         floats(SIGNAL, 1, shape.channels, *shape.grid),
-    )  # fmt: skip
+    )
+    return path, macs(g.write(path, [source], [target]))
 
 
-def _conv(g: Graph, x: str, name: str, layer: nn.Conv2d) -> str:
+def _conv(g: Pointing, x: str, name: str, layer: nn.Conv2d) -> str:
     assert layer.bias is not None
     names = [g.weight(f"{name}.weight", layer.weight), g.weight(f"{name}.b", layer.bias)]
     pad = layer.kernel_size[0] // 2
@@ -124,12 +129,11 @@ def stage(job: Job, name: str, config: AutoEncoderConfig, frames: U8, held: Phot
     save_weights(model, job.weights("autoencoder"))
     served = load_model(job.weights("autoencoder"), "autoencoder", asdict(config))
     assert isinstance(served, AutoEncoder)
-    file = job.out / "autoencoder.onnx"
-    macs = encoder_onnx(served, file)
-    job.record("autoencoder", seconds, psnr=fidelity(served, held.frames), device_macs=macs)
+    file, cost = encoder_onnx(served, job.weights("autoencoder"))
+    job.record("autoencoder", seconds, psnr=fidelity(served, held.frames), device_macs=cost)
     amend.amend(
         publish.PROFILES / name,
         models={"autoencoder": (job.weights("autoencoder"), asdict(config))},
-        files={FILE: file},
+        files={FILE: file, WEIGHTS: job.weights("autoencoder")},
         made={"autoencoder": job.recorded("autoencoder")},
     )
