@@ -32,10 +32,10 @@ BLOCK3 = DeepCODConfig((FRAMES // 4,), SERVED.widths[2], channels=10, kernel=4, 
 NAME = "digits"
 DEEPCOD = deepcod_stage.Plan(
     (
-        Aim("input", INPUT, 40, 1.0),
-        Aim("input", replace(INPUT, channels=20, levels=15), 50, 1.0, Weights(rate=0.2)),
-        Aim("block-1", BLOCK1, 40, 1.0, Weights(rate=0.15)),
-        Aim("block-2", BLOCK2, 25, 1.0, Weights(rate=0.15)),
+        Aim("input", INPUT, 40, 1.5),
+        Aim("input", replace(INPUT, channels=24, levels=15), 80, 1.5, Weights(rate=0.1)),
+        Aim("block-1", replace(BLOCK1, levels=15), 70, 1.5, Weights(rate=0.05)),
+        Aim("block-2", BLOCK2, 35, 1.5, Weights(rate=0.1)),
         Aim("block-3", BLOCK3, 12, 1.5, Weights(rate=0.1)),
     ),
     backbone="recogniser",
