@@ -36,8 +36,8 @@ EXTRAS = ("device", "device-onnx")
 HOME = "/opt/offboard"
 PHOTOS = 8
 LIGHT, MODEL, JANUS = 50.0, 80.0, 90.0
-"""MiB resident, at most: without a model on the device, with some, with Janus's, which holds what it
-decides by, too."""
+"""MiB resident, at most: without a model on the device, with some, with Janus's, which holds what
+it decides by, too."""
 MODELS = frozenset(("deepcod", "df", "dimec", "dimee", "janus", "local", "mbc", "po"))
 """Strategies that run a model."""
 SECONDS = 3000.0
