@@ -75,8 +75,8 @@ _BLOCK3 = DeepCODConfig((14, 14), 96, 48, 2, 33, widths=(64, 64))
 _BLOCK4 = DeepCODConfig((7, 7), 192, 32, 1, 25, widths=(64,))
 DEEPCOD = Plan(
     (
-        Aim("input", _INPUT, 900, 6),
-        Aim("input", replace(_INPUT, levels=57), 1700, 4, after=True),
+        Aim("input", _INPUT, 900, 13.5),
+        Aim("input", replace(_INPUT, levels=57), 1600, 6, after=True),
         Aim("input", replace(_INPUT, levels=97), 3000, 2.5, after=True),
         Aim("block-1", _BLOCK1, 900, 1.5),
         Aim("block-2", _BLOCK1, 700, 1.5),
