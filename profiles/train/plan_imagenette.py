@@ -79,7 +79,7 @@ DEEPCOD = Plan(
         Aim("input", replace(_INPUT, levels=57), 1600, 6, after=True),
         Aim("input", replace(_INPUT, levels=97), 3000, 2.5, after=True),
         Aim("block-1", _BLOCK1, 900, 1.5),
-        Aim("block-2", _BLOCK1, 700, 1.5),
+        Aim("block-2", _BLOCK1, 750, 6.5, Weights(rate=0.2)),
         Aim("block-3", _BLOCK3, 500, 2),
         Aim("block-4", _BLOCK4, 200, 4),
         Aim("block-4", _BLOCK4, 300, 4, Weights(rate=0.1)),
