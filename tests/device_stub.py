@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from common import patches
-from common.book import trained
 from common.channel import Channel, Listener, serve
 from common.codec import decode, encode
+from common.columns import trained
 from common.messages import Bye, Chunk, Fetch, Hello, Message, Query, Refusal, Result, Welcome
 from common.profile import File, Input, Manifest
 from device.strategy import Pixels
