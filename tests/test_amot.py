@@ -23,7 +23,7 @@ from profiles.amend import amend
 from server.budget import Bucket
 from server.memory import NOTHING, Recalled
 from server.models.checkpoint import save_weights
-from server.models.light import LightInference, for_classifier
+from server.models.light import LightInference, begin, for_classifier
 from server.serving import Serving
 from server.strategies.amot import Amot, FirstRound
 from tests.profiles import picture, tiny
@@ -51,7 +51,7 @@ def served(root: Path, bucket: Bucket | None = None, light: bool = False, **para
     if light:
         serving = Serving(load(directory))
         torch.manual_seed(1)
-        config = for_classifier(serving.classifier.config)
+        config = for_classifier(serving.classifier.config, layers=1)  # of its two
         weights = root / "light.safetensors"
         save_weights(LightInference(config), weights)
         amend(directory, models={"light": (weights, asdict(config))})
@@ -132,11 +132,11 @@ def test_without_recovery_it_asks_near_what_is_looked_at(
     vit = plain.served["amot"]._serving.classifier  # type: ignore[attr-defined]
     features = vit.forward_features
 
-    def corner(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        after, attention = features(tokens)
+    def corner(tokens: torch.Tensor, done: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen, attention = features(tokens, done)
         attention = torch.zeros_like(attention)
         attention[:, 0] = 1.0
-        return after, attention
+        return seen, attention
 
     monkeypatch.setattr(vit, "forward_features", corner)
     asked = rounds(plain, recovery="none", r1=0.25, r2=0.2)[0]
@@ -308,7 +308,7 @@ def test_a_light_second_round_infers_from_the_new_patches_and_the_first_tokens(
     with torch.inference_mode():
         arrays = first.work.arrays
         pixels = serving.recover([arrays["patches"]], [arrays["indices"]])
-        tokens, _ = serving.classifier.forward_features(serving.classifier.embed(pixels))
+        tokens = begin(serving.classifier, serving.classifier.embed(pixels), model.config.after)
         new = serving.pixels([second.work.arrays["patches"]])
         logits = model(serving.classifier, new, torch.from_numpy(wanted)[None], tokens)
     right = logits.softmax(-1)[0].numpy()
@@ -359,7 +359,7 @@ def test_a_light_second_round_without_recovery_has_the_tokens_of_what_was_sent(
              torch.from_numpy(a.work.arrays["indices"])[None])
             for a in (first, second)
         )  # fmt: skip
-        tokens, _ = vit.forward_features(vit.embed(*sent))
+        tokens = begin(vit, vit.embed(*sent), model.config.after)
         right = model(vit, *asked, tokens).softmax(-1)[0].numpy()
     np.testing.assert_allclose(second.outcome.probabilities, right, atol=1e-5)
     recovered = rounds(light)[1]
@@ -371,6 +371,14 @@ def test_a_light_second_round_without_recovery_has_the_tokens_of_what_was_sent(
 @pytest.mark.parametrize("recovery", ["mae", "none"])
 def test_it_warms_light(tmp_path: Path, recovery: str) -> None:
     served(tmp_path, light=True, second="light", recovery=recovery).served["amot"].warm()
+
+
+def test_a_light_inference_that_leaves_no_layer_is_refused(tmp_path: Path) -> None:
+    directory = served(tmp_path, light=True).profile.directory
+    text = (directory / "profile.json").read_text()
+    (directory / "profile.json").write_text(text.replace('"after": 1', '"after": 2'))
+    with pytest.raises(ConfigError, match=r"behind layer 2.*classifier's 2.*train it again"):
+        Amot(Serving(load(directory)))
 
 
 def test_a_light_round_whose_memory_is_gone_is_refused(light: Pair) -> None:

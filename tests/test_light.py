@@ -9,18 +9,25 @@ import pytest
 import torch
 
 from server.models.checkpoint import load_model, save_weights
-from server.models.light import ClassBlock, LightConfig, LightInference, encode, for_classifier
+from server.models.light import (
+    ClassBlock,
+    LightConfig,
+    LightInference,
+    begin,
+    encode,
+    for_classifier,
+)
 from server.models.mae import take
 from server.models.vit import Block, VisionTransformer, ViTConfig
 
-LINEAR = ViTConfig(dim=24, depth=2, heads=2, classes=5, image=64)
+LINEAR = ViTConfig(dim=24, depth=4, heads=2, classes=5, image=64)
 LOCAL = replace(LINEAR, stem="local", stem_width=4, mixers=2)
 PLAIN = for_classifier(LINEAR)
 VARIANTS = {
     "full": PLAIN,
     "only-new": replace(PLAIN, first=False),
     "non-linear": replace(PLAIN, linear=False),
-    "one-attention": replace(PLAIN, layers=1),
+    "one-attention": for_classifier(LINEAR, layers=1),
 }
 
 
@@ -38,13 +45,19 @@ def frame(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("after", [0, 1, 3])
 @pytest.mark.parametrize("config", [LINEAR, LOCAL], ids=["linear", "local"])
-def test_the_encoder_gives_what_the_classifier_would(config: ViTConfig) -> None:
+def test_the_encoder_gives_what_the_classifier_would(config: ViTConfig, after: int) -> None:
     vit = classifier(config)
     patches, places = frame()
     few = take(patches, places)
-    wanted, _ = vit.forward_features(vit.embed(few, places))
-    torch.testing.assert_close(encode(vit, few, places), wanted, atol=1e-4, rtol=1e-4)
+    wanted = begin(vit, vit.embed(few, places), after)
+    torch.testing.assert_close(encode(vit, few, places, after), wanted, atol=1e-4, rtol=1e-4)
+    # What is left of the classifier goes on from there.
+    tokens, attention = vit.forward_features(wanted, after)
+    whole = vit(few, places)
+    torch.testing.assert_close(vit.forward_head(tokens), whole.logits)
+    torch.testing.assert_close(attention, whole.attention)
 
 
 @torch.no_grad()
@@ -57,17 +70,26 @@ def test_the_last_layer_gives_the_class_token_of_a_whole_layer() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("layers", [1, 3, 5])
 @pytest.mark.parametrize("linear", [True, False])
-def test_it_starts_as_the_head_on_the_sum_of_both_rounds(layers: int, linear: bool) -> None:
+def test_it_starts_as_the_classifier_on_the_sum_of_both_rounds(layers: int, linear: bool) -> None:
     vit = classifier()
     patches, places = frame()
-    tokens, _ = vit.forward_features(vit.embed(patches))
+    config = replace(for_classifier(vit.config, layers), linear=linear)
+    assert config.after == {1: 3, 3: 1, 5: 0}[layers]  # 5: more than the classifier's four
+    tokens = begin(vit, vit.embed(patches), config.after)
     few = take(patches, places)
-    model = LightInference(replace(PLAIN, layers=layers, linear=linear)).eval()
+    model = LightInference(config).eval()
     model.start_from(vit)
-    both = tokens[:, :1] + encode(vit, few, places)[:, :1]
-    torch.testing.assert_close(model(vit, few, places, tokens), vit.forward_head(both))
+    new = encode(vit, few, places, config.after)
+    both = tokens.clone()
+    both[:, 0] += new[:, 0]
+    for row, asked in enumerate(places):
+        both[row, 1 + asked] += new[row, 1:]
+    last, _ = vit.forward_features(both, config.after)
+    torch.testing.assert_close(
+        model(vit, few, places, tokens), vit.forward_head(last), atol=1e-4, rtol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -76,7 +98,7 @@ def test_every_variant_uses_what_it_says(name: str) -> None:
     config = VARIANTS[name]
     vit, model = classifier(), LightInference(config).eval()
     patches, places = frame()
-    tokens, _ = vit.forward_features(vit.embed(patches))
+    tokens = begin(vit, vit.embed(patches), config.after)
     few = take(patches, places)
     logits = model(vit, few, places, tokens)
     assert logits.shape == (2, 5)
@@ -110,7 +132,7 @@ def test_beside_tokens_of_other_patches_new_ones_stand_alone() -> None:
     model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     patches, places = frame()
     few = take(patches, places)
-    new, first = encode(vit, few, places), torch.randn(2, 8, 24)
+    new, first = encode(vit, few, places, PLAIN.after), torch.randn(2, 8, 24)
     model(vit, few, places, first)
     assert seen[0].shape == (2, 8 + 5, 24)
     torch.testing.assert_close(seen[0][:, 0], first[:, 0] + new[:, 0])
@@ -133,6 +155,6 @@ def test_its_weights_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
 
 def test_a_shape_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="heads"):
-        LightConfig(dim=10, heads=3, classes=2)
+        LightConfig(dim=10, heads=3, classes=2, after=0)
     with pytest.raises(ValueError, match="layers"):
-        LightConfig(dim=10, heads=2, classes=2, layers=0)
+        LightConfig(dim=10, heads=2, classes=2, after=0, layers=0)

@@ -49,7 +49,7 @@ def test_a_recovery() -> None:
 @CONFIGS
 @pytest.mark.parametrize(
     "change",
-    [{}, {"first": False}, {"linear": False}, {"layers": 1}],
+    [{}, {"first": False}, {"linear": False}, {"layers": 1, "after": 1}],
     ids=["full", "only-new", "non-linear", "one-attention"],
 )
 def test_a_light_inference(config: ViTConfig, change: dict[str, bool | int]) -> None:

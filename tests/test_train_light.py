@@ -158,8 +158,26 @@ def test_lessons_without_recovery_hold_the_sent_patches_alone(
     lesson = second.read(path)
     assert lesson.places is None
     assert lesson.tokens.shape == (8, 5, 16)
-    model = light.LightInference(light.variants(second.served(directory).vit.config)["light"])
-    assert light.decode(model, lesson).shape == (8, 4)
+    models = second.served(directory)
+    model = light.LightInference(light.variants(models.vit.config)["light"])
+    assert light.decode(model, models, lesson).shape == (8, 4)
+
+
+@torch.no_grad()
+def test_a_variant_with_fewer_layers_takes_the_tokens_further(
+    directory: Path, tmp_path: Path
+) -> None:
+    models = second.served(directory)
+    assert models.after == 0  # of two layers
+    lesson = second.read(lessons(models, tmp_path / "lessons", photos(directory, 8), 8)[0])
+    assert lesson.places is not None
+    config = light.variants(models.vit.config)["one-attention"]
+    model = light.LightInference(config).eval()
+    model.start_from(models.vit)
+    assert config.after == 1
+    new, tokens = (models.vit.blocks[0](part) for part in (lesson.new, lesson.tokens))
+    expected = model.decode(new, lesson.places, tokens)
+    torch.testing.assert_close(light.decode(model, models, lesson), expected)
 
 
 def lessons(

@@ -29,7 +29,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for plan in (plan_signs, plan_imagenette):
         monkeypatch.setattr(plan, "VIT", replace(plan.VIT, **VIT))
         monkeypatch.setattr(plan, "MAE", replace(plan.MAE, **MAE))
-    own = {"SEEDS": 0, "UNSEEN": 4, "CHOOSING": 1_000_000, "REPORTED": 2_000_000}
+    own = {"SEEDS": 0, "UNSEEN": 4, "CHOOSING": 1_000_000, "JUDGING": 1_000_004}
+    own |= {"REPORTED": 2_000_000}
     for name, first in own.items():
         monkeypatch.setattr(plan_signs, name, range(first, first + 4))
     monkeypatch.setattr(teach, "CROPS", 1)

@@ -36,8 +36,10 @@ CHOOSING = signs.CALIBRATION[:1_000]
 TRIED = 400
 """How many of ``CHOOSING`` every setting of A-MOT is tried on."""
 REPORTED = signs.EVALUATION[:1_000]
-UNSEEN = signs.TRAINING[16_000:22_000]
+UNSEEN = signs.TRAINING[16_000:28_000]
 """Scenes that the classifier did not learn from, for what learns from its answers."""
+JUDGING = signs.CALIBRATION[500_000:504_000]
+"""Scenes that nothing is chosen on, to tell variants of a model within a point."""
 
 HALF = (0.5, 0.5, 0.5)
 SPREAD = (0.28, 0.28, 0.28)
@@ -117,8 +119,7 @@ def train_light(job: Job) -> None:
     def frames(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         return data.frames[chosen]
 
-    # Each scene is sampled twice: more steps on fewer lessons learn these by heart.
-    light.stage(job, "signs", frames, data.labels, 2 * len(data), scenes.load(CHOOSING))
+    light.stage(job, "signs", frames, data.labels, len(data), scenes.load(JUDGING))
 
 
 def add_po(job: Job) -> None:

@@ -1,10 +1,10 @@
 """What a second round of A-MOT starts from, by a profile's frozen models, computed once and kept.
 
 A lesson is what those models make of ``CHUNK`` frames that share r1 and r2: the tokens and the
-answer of round one from random patches, the tokens of the new patches alone, and the answers that
-running again and the whole frame give. It is one file, so a run that was stopped goes on where it
-was. With recovery "mae" round one recovers the frame and with "none" it has the sent patches alone,
-each as ``server/strategies/amot.py`` serves it.
+answer of round one from random patches, the tokens of the new patches alone, and the answer that
+running again gives. It is one file, so a run that was stopped goes on where it was. With recovery
+"mae" round one recovers the frame and with "none" it has the sent patches alone, each as
+``server/strategies/amot.py`` serves it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from profiles.train.loop import batch_indices
 from profiles.train.patchwork import some, to_patches
 from profiles.train.served import U8, coded
 from server.models.checkpoint import load_model
-from server.models.light import encode
+from server.models.light import begin, encode, for_classifier
 from server.models.mae import MaskedAutoencoder, take
 from server.models.spread import spread
 from server.models.vit import VisionTransformer
@@ -45,9 +45,9 @@ Frames = Callable[[npt.NDArray[np.int64], np.random.Generator], U8]
 class Second(NamedTuple):
     """What round two starts from.
 
-    ``tokens`` of round one [b, 1+n, dim], or [b, 1+k1, dim] without recovery, and its ``logits``
-    [b, classes]; ``sent`` [b, k1] and ``wanted`` [b, k2] places; ``first`` [b, k1, 768] and ``new``
-    [b, k2, 768] patches as coded.
+    ``tokens`` of round one that the light inference goes on from [b, 1+n, dim], or [b, 1+k1, dim]
+    without recovery, and round one's ``logits`` [b, classes]; ``sent`` [b, k1] and ``wanted``
+    [b, k2] places; ``first`` [b, k1, 768] and ``new`` [b, k2, 768] patches as coded.
     """
 
     tokens: Tensor
@@ -62,8 +62,8 @@ class Lesson(NamedTuple):
     """What is kept of a chunk of frames.
 
     ``tokens`` as in ``Second``; ``new`` [b, 1+k2, dim] tokens of the new patches alone; ``labels``
-    [b]; logits [b, classes] of round ``one``, of running ``again``, and of the ``whole`` frame;
-    ``places`` [b, k2] of the new tokens among those of round one, None where they have none.
+    [b]; logits [b, classes] of round ``one`` and of running ``again``; ``places`` [b, k2] of the
+    new tokens among those of round one, None where they have none.
     """
 
     tokens: Tensor
@@ -71,7 +71,6 @@ class Lesson(NamedTuple):
     labels: Tensor
     one: Tensor
     again: Tensor
-    whole: Tensor
     places: Tensor | None
 
 
@@ -87,6 +86,11 @@ class Served:
     quality: int
     digest: str
 
+    @property
+    def after(self) -> int:
+        """The classifier's layers behind which the light inference takes both rounds' tokens."""
+        return for_classifier(self.vit.config).after
+
     @torch.no_grad()
     def round_one(self, patches: Tensor, r1: float, r2: float, recovery: Recovery) -> Second:
         """Round one from a random ``r1`` of ``patches`` [b, n, 768], and what it asks for."""
@@ -97,13 +101,14 @@ class Served:
             embedded = self.vit.embed(self._recover(first, sent))
         else:
             embedded = self.vit.embed(first, sent)
-        tokens, attention = self.vit.forward_features(embedded)
+        tokens = begin(self.vit, embedded, self.after)
+        seen, attention = self.vit.forward_features(tokens, self.after)
         if recovery == "none":
             attention = spread(attention.float(), sent, self.vit.config.grid)
         rest = attention.float().scatter(1, sent, -1.0)
         wanted = rest.topk(max(1, round(r2 * n)), dim=1).indices.sort(1).values
         new = coded(take(patches, wanted), self.quality)
-        return Second(tokens, self.vit.forward_head(tokens), sent, wanted, first, new)
+        return Second(tokens, self.vit.forward_head(seen), sent, wanted, first, new)
 
     @torch.no_grad()
     def run_again(self, second: Second, recovery: Recovery) -> Tensor:
@@ -148,7 +153,10 @@ def write(
     small beside that of coding and sampling.
     """
     size = min(CHUNK, len(labels))
-    key = f"{models.digest} {models.quality} {len(labels)} {recovery} {r1} {r2} {seed} {half}"
+    key = (
+        f"{models.digest} {models.after} {models.quality} {len(labels)} {recovery} "
+        f"{r1} {r2} {seed} {half}"
+    )
     made = root / "made.json"
     if not made.exists() or json.loads(made.read_text()) != key:
         made.unlink(missing_ok=True)
@@ -166,10 +174,9 @@ def write(
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             second = models.round_one(patches, rng.uniform(*r1), rng.uniform(*r2), recovery)
             lesson = Lesson(
-                second.tokens, encode(models.vit, second.new, second.wanted),
+                second.tokens, encode(models.vit, second.new, second.wanted, models.after),
                 torch.from_numpy(labels[chosen]), second.logits,
-                models.run_again(second, recovery), models.vit(patches).logits,
-                second.wanted if recovery == "mae" else None,
+                models.run_again(second, recovery), second.wanted if recovery == "mae" else None,
             )  # fmt: skip
         _store(paths[place], lesson)
     return paths

@@ -2,10 +2,15 @@
 
 Liu et al., "Adaptive Offloading of Transformer Inference for Weak Edge Devices with Masked
 Autoencoders", ACM TOSN 2024, section 4.4 and figure 10. The new patches alone go through the
-classifier's own stem and attention layers, which for so few tokens is cheap. What comes out and the
-first round's tokens go through a linear layer each, are added where they stand at the same place
-(the class tokens with each other), and three attention layers of the classifier's size and a head
-make the class. The classifier is not changed; only what is defined here is trained.
+classifier's own stem and first attention layers, which for so few tokens is cheap. What comes out
+and the tokens that the first round had there go through a linear layer each, are added where they
+stand at the same place (the class tokens with each other), and three attention layers of the
+classifier's size and a head make the class. The classifier is not changed; only what is defined
+here is trained.
+
+The paper has both rounds' tokens from behind the classifier's last layer, and its three layers
+learn from nothing. Here three layers of the classifier are left, and the three here begin as copies
+of them: they know what to do with tokens from there, and the rounds meet that much earlier.
 
 Where the first round recovered nothing it has tokens of the sent patches alone. The new patches
 are others, so only the class tokens meet, and the rest stand side by side.
@@ -25,11 +30,15 @@ from torch import Tensor, nn
 from server.models.stem import Mixer
 from server.models.vit import Block, VisionTransformer, ViTConfig
 
+LAYERS = 3
+"""Attention layers of the light inference (the paper's section 4.4)."""
+
 
 @dataclass(frozen=True)
 class LightConfig:
     """Shape of a model; ``dim``, ``heads`` and ``mlp_ratio`` are the classifier's.
 
+    ``after``: both rounds' tokens are those behind so many of the classifier's layers.
     The paper's ablations (section 5.3.2) are ``layers`` 1 (one-attention), ``linear`` false
     (non-linear: added as they are) and ``first`` false (only-new: the first round's tokens are
     not used).
@@ -38,20 +47,22 @@ class LightConfig:
     dim: int
     heads: int
     classes: int
-    layers: int = 3
+    after: int
+    layers: int = LAYERS
     mlp_ratio: float = 4.0
     linear: bool = True
     first: bool = True
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.dim % self.heads or self.layers < 1:
-            raise ValueError("dim must be a multiple of heads, and layers at least 1")
+        if self.dim % self.heads or self.layers < 1 or self.after < 0:
+            raise ValueError("dim must be a multiple of heads, layers at least 1, after 0 or more")
 
 
-def for_classifier(vit: ViTConfig) -> LightConfig:
-    """The paper's configuration beside a classifier of shape ``vit``."""
-    return LightConfig(vit.dim, vit.heads, vit.classes, mlp_ratio=vit.mlp_ratio, eps=vit.eps)
+def for_classifier(vit: ViTConfig, layers: int = LAYERS) -> LightConfig:
+    """The configuration beside a classifier of shape ``vit``: in place of its last ``layers``."""
+    after = max(0, vit.depth - layers)
+    return LightConfig(vit.dim, vit.heads, vit.classes, after, layers, vit.mlp_ratio, eps=vit.eps)
 
 
 class ClassBlock(Block):
@@ -91,20 +102,20 @@ class LightInference(nn.Module):
 
     @torch.no_grad()
     def start_from(self, vit: VisionTransformer) -> None:
-        """Start as the classifier's head on the plain sum of both rounds' tokens.
+        """Start as the classifier's last layers and head on the plain sum of both rounds' tokens.
 
-        The linear layers begin as identities, and the attention layers as copies of the
-        classifier's last ones with a silent output: a residual layer that adds nothing passes on
-        what it is given.
+        The linear layers begin as identities. Where the classifier has fewer attention layers, the
+        first ones here begin as its first with a silent output: a residual layer that adds nothing
+        passes on what it is given.
         """
         for linear in (self.get_submodule(name) for name in ("new", "old") if hasattr(self, name)):
             assert isinstance(linear, nn.Linear)
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
-        for place, block in enumerate(reversed(self.blocks), 1):
+        for place, block in enumerate(self.blocks, len(vit.blocks) - len(self.blocks)):
             assert isinstance(block, Block)
-            block.load_state_dict(vit.blocks[-min(place, len(vit.blocks))].state_dict())
-            for last in (block.attn.proj, block.mlp.fc2):
+            block.load_state_dict(vit.blocks[max(0, place)].state_dict())
+            for last in (block.attn.proj, block.mlp.fc2) if place < 0 else ():
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
         norm = vit.norm if vit.config.pool == "cls" else vit.fc_norm
@@ -117,12 +128,13 @@ class LightInference(nn.Module):
         """Logits [b, classes] from the second round's patches and the first round's tokens.
 
         ``new_patches`` float32 [b, k, patch_size] in [0, 1] at ``new_indices`` int64 [b, k],
-        distinct within a row; ``first_tokens`` [b, 1+N, dim] as ``vit.forward_features`` gave them
-        in the first round, or [b, 1+K, dim] of K < N patches, none of which is new.
+        distinct within a row; ``first_tokens`` [b, 1+N, dim] as ``begin`` gave them in the first
+        round, or [b, 1+K, dim] of K < N patches, none of which is new.
         """
         whole = first_tokens.shape[1] == 1 + vit.config.grid**2
         places = new_indices if whole else None
-        return self.decode(encode(vit, new_patches, new_indices), places, first_tokens)
+        new_tokens = encode(vit, new_patches, new_indices, self.config.after)
+        return self.decode(new_tokens, places, first_tokens)
 
     def decode(self, new_tokens: Tensor, places: Tensor | None, first_tokens: Tensor) -> Tensor:
         """Logits [b, classes] from the new patches' tokens [b, 1+k, dim] (see ``encode``).
@@ -142,22 +154,25 @@ class LightInference(nn.Module):
         return self.head(self.norm(x[:, 0]))  # type: ignore[no-any-return]
 
 
-def encode(vit: VisionTransformer, patches: Tensor, indices: Tensor) -> Tensor:
-    """Patches [b, k, patch_size] at ``indices`` [b, k] alone through the classifier's layers.
+def begin(vit: VisionTransformer, tokens: Tensor, after: int) -> Tensor:
+    """Tokens [b, 1+k, dim] from ``vit.embed`` through the first ``after`` layers of ``vit``."""
+    for block in vit.blocks[:after]:
+        tokens = block(tokens)
+    return tokens
 
-    Returns tokens [b, 1+k, dim], those of ``vit.forward_features(vit.embed(...))``, but pays in
-    the mixers for the tokens that are there only.
+
+def encode(vit: VisionTransformer, patches: Tensor, indices: Tensor, after: int) -> Tensor:
+    """Patches [b, k, patch_size] at ``indices`` [b, k] alone, as far as the first ``after`` layers.
+
+    Returns tokens [b, 1+k, dim], those of ``begin(vit, vit.embed(...), after)``, but pays in the
+    mixers for the tokens that are there only.
     """
     x: Tensor = vit.patch_embed((patches - vit.mean) / vit.std)
     for mixer in vit.mixers:
         assert isinstance(mixer, Mixer)
         x = _mix(mixer, x, indices, vit.config.grid)
     head = (vit.cls_token + vit.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
-    x = torch.cat((head, x + vit.pos_embed[0, 1:][indices]), dim=1)
-    for block in vit.blocks:
-        assert isinstance(block, Block)
-        x = block(x)
-    return x
+    return begin(vit, torch.cat((head, x + vit.pos_embed[0, 1:][indices]), dim=1), after)
 
 
 def _mix(mixer: Mixer, x: Tensor, indices: Tensor, grid: int) -> Tensor:

@@ -49,7 +49,7 @@ def light(config: LightConfig, vit: ViTConfig, new: int, first: int | None = Non
     mixers = vit.mixers if vit.stem == "local" else 0
     encoder = (
         _stem(vit, new) + mixers * _mixer(dim, new, new)
-        + vit.depth * _block(vit.dim, vit.mlp_ratio, 1 + new)
+        + config.after * _block(vit.dim, vit.mlp_ratio, 1 + new)
     )  # fmt: skip
     old = vit.grid**2 if first is None else first
     tokens = 1 + (new if not config.first else old if first is None else old + new)

@@ -259,9 +259,12 @@ class VisionTransformer(nn.Module):
         x = patches.view(-1, steps, c.tubelet, c.grid**2, pixels, c.channels)
         return x.permute(0, 1, 3, 4, 2, 5).reshape(len(patches), c.places, -1)
 
-    def forward_features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """All blocks: tokens [b, 1+k, dim] to (tokens, attention [b, k]), before the last norm."""
-        for block in self.blocks[:-1]:
+    def forward_features(self, tokens: Tensor, done: int = 0) -> tuple[Tensor, Tensor]:
+        """All blocks: tokens [b, 1+k, dim] to (tokens, attention [b, k]), before the last norm.
+
+        ``done``: so many blocks, fewer than all, have seen the tokens.
+        """
+        for block in self.blocks[done:-1]:
             tokens = block(tokens)
         last = self.blocks[-1]
         assert isinstance(last, Block)

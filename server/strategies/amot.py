@@ -34,7 +34,7 @@ from common.errors import ConfigError, Refused
 from common.messages import Query
 from common.patches import Indices
 from server.budget import HEAD, Allowance, Ask, Promise, Terms
-from server.models.light import LightInference
+from server.models.light import LightInference, begin
 from server.models.spread import spread
 from server.serving import F32, U8, Serving, no_step, number, to_numpy
 from server.slo import Table
@@ -52,8 +52,8 @@ MAX_BUDGET = 1e9
 class FirstRound:
     """What round one leaves of a frame: what was sent at `indices` [K], and those `wanted`.
 
-    For a full second round `patches` uint8 [K, p*p*3]. For a light one the final block's `tokens`,
-    on the accelerator: [1+N, dim], or [1+K, dim] where nothing was recovered.
+    For a full second round `patches` uint8 [K, p*p*3]. For a light one the `tokens` that it
+    goes on from, on the accelerator: [1+N, dim], or [1+K, dim] where nothing was recovered.
     """
 
     recovery: str
@@ -113,11 +113,17 @@ class Amot:
                     f"profile {serving.profile.name!r}: amot's {key} is {self._params[key]}, "
                     f"not from 0 to {most:g}"
                 )
+        depth = serving.classifier.config.depth
+        if self._light is not None and self._light.config.after >= depth:
+            raise ConfigError(
+                f"profile {serving.profile.name!r}: its light inference goes on behind layer "
+                f"{self._light.config.after}, and of the classifier's {depth} one at least has to "
+                "be left: train it again"
+            )
         self._allowances = {
             word: Allowance(tables.get(word, self._table), serving.bucket)
             for word in self._choices["recovery"]
         }
-        serving.classifier  # noqa: B018 - load now, not at the first query
         if "mae" in kinds:
             serving.recovery  # noqa: B018
 
@@ -223,23 +229,26 @@ class Amot:
     # Computing, on the accelerator.
 
     def _look(self, works: Sequence[Work], recovery: str) -> tuple[F32, F32, torch.Tensor | None]:
-        """Classify: probabilities [B, classes], attention [B, N]; the final block's tokens
-        [B, 1+N, dim], or [B, 1+K, dim] without recovery, where some second round may be light.
+        """Classify: probabilities [B, classes], attention [B, N], and where some second round may
+        be light the tokens it goes on from: [B, 1+N, dim], or [B, 1+K, dim] without recovery.
         """
         serving, vit = self._serving, self._serving.classifier
+        after = 0 if self._light is None else self._light.config.after
         sent = [work.arrays["patches"] for work in works]
         places = [work.arrays["indices"] for work in works]
         whole = len(places[0]) == self._total  # nothing is missing; indices are 0..N-1
         if recovery == "none" and not whole:
             indices = self._indices(places)
-            tokens, attention = vit.forward_features(vit.embed(serving.pixels(sent), indices))
+            tokens = begin(vit, vit.embed(serving.pixels(sent), indices), after)
+            seen, attention = vit.forward_features(tokens, after)
             looked = spread(attention, indices, vit.config.grid)
-            return _probabilities(vit.forward_head(tokens)), to_numpy(looked), tokens
+            return _probabilities(vit.forward_head(seen)), to_numpy(looked), tokens
         pixels = serving.pixels(sent) if whole else serving.recover(sent, places)
         if all(work.params.get("second", "full") == "full" for work in works):
             return *serving.classify(pixels), None
-        tokens, attention = vit.forward_features(vit.embed(pixels))
-        return _probabilities(vit.forward_head(tokens)), to_numpy(attention), tokens
+        tokens = begin(vit, vit.embed(pixels), after)
+        seen, attention = vit.forward_features(tokens, after)
+        return _probabilities(vit.forward_head(seen)), to_numpy(attention), tokens
 
     def _lightly(self, works: Sequence[Work]) -> F32:
         """Probabilities [B, classes] by the new patches and the tokens of the first round."""
