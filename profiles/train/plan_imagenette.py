@@ -78,16 +78,16 @@ DEEPCOD = Plan(
         Aim("input", _INPUT, 900, 13.5),
         Aim("input", replace(_INPUT, levels=57), 1600, 6, after=True),
         Aim("input", replace(_INPUT, levels=57), 1900, 4, Weights(rate=0.2), after=True),
-        Aim("input", replace(_INPUT, levels=97), 3000, 2.5, after=True),
         Aim("block-1", _BLOCK1, 900, 1.5),
         Aim("block-2", _BLOCK1, 750, 6.5, Weights(rate=0.2)),
         Aim("block-3", _BLOCK3, 500, 2),
         Aim("block-4", _BLOCK4, 200, 4),
         Aim("block-4", _BLOCK4, 300, 4, Weights(rate=0.1)),
+        Aim("block-4", _BLOCK4, 330, 3.5, Weights(rate=0.04)),
     ),
     backbone="cnn", flip=True, default=("input", 3), runtime="onnx",
 )  # fmt: skip
-"""A codec at each point where the CNN can be cut, four at the input and two at the deepest."""
+"""A codec at each point where the CNN can be cut, three at the input and at the deepest."""
 
 
 def _split(job: Job) -> tuple[Photos, Photos]:
