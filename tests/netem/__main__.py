@@ -17,7 +17,7 @@ from typing import TextIO
 from tests.netem import ground, guest
 
 ROOT = Path(__file__).parents[2]
-PARTS = (("steady",), ("rough", "changing", "userspace"))
+PARTS = (("steady", "userspace"), ("rough", "changing"))
 """The files of cases, for one guest each."""
 NOTHING = 5
 """pytest's exit status where no test was chosen."""
