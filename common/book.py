@@ -13,7 +13,7 @@ from the mean of the symbols to the left and above; of a sequence, from the one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -86,16 +86,8 @@ class Book:
             made = symbols.copy()
             made[self.predicted] = self.differences(symbols[self.predicted])
         flat = made.reshape(self.channels, -1)
-        return self.code(flat != self.zeros, lambda at: flat.take(at, mode="clip"))
-
-    def code(self, told: Bools, symbols: Callable[[Ints], U8 | Ints]) -> bytes:
-        """The bits of what `told` [channels, places] says is not its channel's zero.
-
-        `symbols` gives those at flat places, differences where the channel is predicted; of a place
-        beyond the last, anything.
-        """
-        at, channel, run, ends = runs(told)
-        value, rest = symbols(at), REST.take(run)
+        at, channel, run, ends = runs(flat != self.zeros)
+        value, rest = flat.take(at, mode="clip"), REST.take(run)
         value[ends], rest[ends] = self.zeros[:, 0], 0  # the code of a zero is that of the end
         entry = self._entries.take((channel * RUNS + CLASS.take(run)) * self.levels + value)
         return packed((entry >> 8) + rest, entry & 255)
