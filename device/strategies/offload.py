@@ -62,6 +62,7 @@ class Offload:
     view: View
     models: dict[str, Model] = field(default_factory=dict)
     books: dict[str, Book] = field(default_factory=dict)
+    quantizer: Quantizer | None = None
     heavy: bool = True
 
     def infer(self, frame: Frame, plan: Plan) -> Conversation:
@@ -138,11 +139,12 @@ class Offload:
 
     def coded(self, pixels: Pixels) -> bytes:
         """The auto-encoder's code."""
-        self.bundle.path(self.file("autoencoder_weights"))  # the graph points into it
+        if self.quantizer is None:
+            self.bundle.path(self.file("autoencoder_weights"))  # the graph points into it
+            with np.load(self.bundle.path(self.own["books"])) as file:
+                self.quantizer = Quantizer(file["ae/centres"])
         signal = self.model(self.file("autoencoder"), "signal", "frame")(pixels)
-        with np.load(self.bundle.path(self.own["books"])) as file:
-            quantize = Quantizer(file["ae/centres"])
-        return self.book("ae").encode(quantize(signal))
+        return self.book("ae").encode(self.quantizer(signal))
 
     @property
     def own(self) -> Mapping[str, Any]:
