@@ -82,7 +82,7 @@ class Steering:
             return chosen
         if self._failed:
             return self._try(chosen, rate, requirement, rtt)
-        if self._hedged(chosen, requirement):
+        if chosen.device_ms <= self._latest(chosen, requirement):
             return chosen
         return self._at(min(rate, min(self._rates, default=rate)), requirement, rtt)
 
@@ -94,9 +94,8 @@ class Steering:
         """
         if chosen.beside:
             return chosen.device_ms
-        if self._hedged(chosen, requirement):
-            return requirement - self.finishing(chosen, 0.0)[1]
-        return self.waits(chosen, requirement)
+        latest = self._latest(chosen, requirement)
+        return latest if chosen.device_ms <= latest else self.waits(chosen, requirement)
 
     def waits(self, chosen: Decision, requirement: float) -> float:
         """Milliseconds from the frame's beginning for which the server's answer is waited for."""
@@ -191,8 +190,9 @@ class Steering:
     def _sends(self, chosen: Decision) -> bool:
         return chosen.split <= self.costs.layers
 
-    def _hedged(self, chosen: Decision, requirement: float) -> bool:
-        return chosen.device_ms + self.finishing(chosen, 0.0)[1] <= requirement
+    def _latest(self, chosen: Decision, requirement: float) -> float:
+        """When the device has to begin an answer of its own, to have it in time."""
+        return requirement - self.finishing(chosen, 0.0)[1]
 
 
 def _recent(values: Iterable[float]) -> float:
