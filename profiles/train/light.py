@@ -30,7 +30,7 @@ from profiles.train.second import RECOVERIES, Frames, Recovery, Served
 from profiles.train.served import U8
 from server.models import macs
 from server.models.checkpoint import save_weights
-from server.models.light import LightConfig, LightInference, for_classifier
+from server.models.light import LightConfig, LightInference, begin, for_classifier
 from server.models.vit import ViTConfig
 
 FIRST, SECOND = (0.1, 0.4), (0.05, 0.3)
@@ -97,9 +97,10 @@ def _loss(
 
 def decode(model: LightInference, models: Served, lesson: second.Lesson) -> Tensor:
     """Logits of ``model`` for a lesson, whose tokens may have to go on to where it takes them."""
-    new, tokens = lesson.new, lesson.tokens
-    for block in models.vit.blocks[models.after : model.config.after]:
-        new, tokens = block(new), block(tokens)
+    new, tokens = (
+        begin(models.vit, each, model.config.after, models.after)
+        for each in (lesson.new, lesson.tokens)
+    )
     return model.decode(new, lesson.places, tokens)
 
 

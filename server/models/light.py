@@ -154,9 +154,12 @@ class LightInference(nn.Module):
         return self.head(self.norm(x[:, 0]))  # type: ignore[no-any-return]
 
 
-def begin(vit: VisionTransformer, tokens: Tensor, after: int) -> Tensor:
-    """Tokens [b, 1+k, dim] from ``vit.embed`` through the first ``after`` layers of ``vit``."""
-    for block in vit.blocks[:after]:
+def begin(vit: VisionTransformer, tokens: Tensor, after: int, done: int = 0) -> Tensor:
+    """Tokens [b, 1+k, dim] through the first ``after`` layers of ``vit``.
+
+    ``done``: so many of them have seen the tokens; from ``vit.embed`` none has.
+    """
+    for block in vit.blocks[done:after]:
         tokens = block(tokens)
     return tokens
 

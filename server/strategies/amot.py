@@ -237,17 +237,15 @@ class Amot:
         sent = [work.arrays["patches"] for work in works]
         places = [work.arrays["indices"] for work in works]
         whole = len(places[0]) == self._total  # nothing is missing; indices are 0..N-1
-        if recovery == "none" and not whole:
-            indices = self._indices(places)
-            tokens = begin(vit, vit.embed(serving.pixels(sent), indices), after)
-            seen, attention = vit.forward_features(tokens, after)
-            looked = spread(attention, indices, vit.config.grid)
-            return _probabilities(vit.forward_head(seen)), to_numpy(looked), tokens
-        pixels = serving.pixels(sent) if whole else serving.recover(sent, places)
-        if all(work.params.get("second", "full") == "full" for work in works):
+        indices = self._indices(places) if recovery == "none" and not whole else None
+        drawn = indices is None and not whole
+        pixels = serving.recover(sent, places) if drawn else serving.pixels(sent)
+        if indices is None and all(work.params.get("second", "full") == "full" for work in works):
             return *serving.classify(pixels), None
-        tokens = begin(vit, vit.embed(pixels), after)
+        tokens = begin(vit, vit.embed(pixels, indices), after)
         seen, attention = vit.forward_features(tokens, after)
+        if indices is not None:
+            attention = spread(attention, indices, vit.config.grid)
         return _probabilities(vit.forward_head(seen)), to_numpy(attention), tokens
 
     def _lightly(self, works: Sequence[Work]) -> F32:
